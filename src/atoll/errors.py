@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that atoll raises, in one tree.
+
+What belongs here: classes and what they say. What does not: deciding when to raise them.
+
+::
+
+    AtollError
+    ├── ManifestError (ValueError)            a service.yaml, PEP 723 header or option is wrong
+    ├── FunctionSourceError (TypeError)       @atoll.function cannot ship this function; said at decoration
+    ├── EnvironmentError
+    │   ├── InterpreterNotFound               no interpreter satisfies the request
+    │   ├── ResolutionError                   the resolver refused; its words are the message
+    │   ├── BuildError                        installing the locked packages failed
+    │   ├── OfflineError                      something must be fetched, and offline was asked for
+    │   └── EnvironmentDrift                  a pinned package would be loaded from outside the environment
+    ├── WorkerError
+    │   ├── WorkerStartError                  the worker could not import or set up the service
+    │   └── WorkerDied                        the process ended: exit code or signal, phase, last stderr lines
+    ├── CallTimeout (TimeoutError)            the deadline of a call passed; its worker was stopped
+    ├── FunctionNotFound (AttributeError)     the service exposes no function of that name
+    ├── ServiceClosed (RuntimeError)          a call after close() or atoll.shutdown()
+    ├── RemoteError                           the worker's function raised; also an instance of the original
+    │                                         class where that is a builtin or was registered
+    ├── ValuesError
+    │   ├── EncodeError (TypeError)           a value cannot cross; says which part of which argument
+    │   └── DecodeError (ValueError)          received bytes are not a value this side admits
+    └── ProtocolError
+        ├── LocalProtocolError                this side broke the wire's rules (a bug in atoll)
+        └── RemoteProtocolError               the other side did
+
+``ValuesError`` and ``ProtocolError`` with what is under them are shared with the worker side and defined in
+``atoll_worker.errors``.
+"""
+
+from __future__ import annotations
+
+import signal as _signal
+from collections.abc import Sequence
+
+from atoll_worker.errors import (
+    AtollError,
+    DecodeError,
+    EncodeError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    ValuesError,
+)
+
+__all__ = [
+    "AtollError",
+    "BuildError",
+    "CallTimeout",
+    "DecodeError",
+    "EncodeError",
+    "EnvironmentDrift",
+    "EnvironmentError",
+    "FunctionNotFound",
+    "FunctionSourceError",
+    "InterpreterNotFound",
+    "LocalProtocolError",
+    "ManifestError",
+    "OfflineError",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteProtocolError",
+    "ResolutionError",
+    "ServiceClosed",
+    "ValuesError",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerStartError",
+]
+
+
+class ManifestError(AtollError, ValueError):
+    """A ``service.yaml``, a PEP 723 header or an option holds a wrong value.
+
+    The message names the file, the key, what was found and what is expected.
+    """
+
+
+class FunctionSourceError(AtollError, TypeError):
+    """``@atoll.function`` cannot ship this function's text; the message names what stands in the way."""
+
+
+class EnvironmentError(AtollError):  # noqa: A001 - the builtin of this name is an alias of OSError since 3.3
+    """An environment could not be found, resolved, built or trusted."""
+
+
+class InterpreterNotFound(EnvironmentError):
+    """No Python interpreter on this machine satisfies the request; the message lists those that were seen."""
+
+
+class ResolutionError(EnvironmentError):
+    """The resolver refused the dependencies. The message holds its own words, unchanged."""
+
+
+class BuildError(EnvironmentError):
+    """The locked packages could not be installed. The message holds the installer's own words."""
+
+
+class OfflineError(EnvironmentError):
+    """Something would have to be fetched, and offline mode was asked for."""
+
+
+class EnvironmentDrift(EnvironmentError):
+    """A package that the environment pins would be, or was, loaded from somewhere else."""
+
+
+class WorkerError(AtollError):
+    """Something about the worker process, not about the function it ran."""
+
+
+class WorkerStartError(WorkerError):
+    """The worker could not import or set up the service; the message ends with its traceback."""
+
+
+class WorkerDied(WorkerError):
+    """The worker process ended before it answered.
+
+    Attributes:
+        service: name of the service.
+        pid: process id of the worker that died.
+        exit_code: its exit status, or None when a signal ended it.
+        signal: the signal that ended it, or None when it exited.
+        phase: what it was doing: ``"start"``, ``"setup"`` or ``"call"``.
+        stderr: its last stderr lines, oldest first.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        pid: int,
+        *,
+        phase: str,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        stderr: Sequence[str] = (),
+        detail: str = "",
+    ) -> None:
+        self.service = service
+        self.pid = pid
+        self.exit_code = exit_code
+        self.signal = signal
+        self.phase = phase
+        self.stderr = tuple(stderr)
+        if signal is not None:
+            try:
+                how = f"was killed by signal {signal} ({_signal.Signals(signal).name})"
+            except ValueError:
+                how = f"was killed by signal {signal}"
+        elif exit_code is not None:
+            how = f"exited with code {exit_code}"
+        else:
+            how = "closed its connection"
+        message = f"the worker of service {service!r} (pid {pid}) {how} during {phase}"
+        if detail:
+            message += f": {detail}"
+        if self.stderr:
+            message += "\nits last lines on stderr:\n" + "\n".join("    " + line for line in self.stderr)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_worker_died, (str(self), dict(self.__dict__)))
+
+
+def _rebuild_worker_died(message: str, state: dict[str, object]) -> WorkerDied:
+    error = WorkerDied.__new__(WorkerDied, message)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
+
+
+class CallTimeout(AtollError, TimeoutError):
+    """The deadline of a call passed before the worker answered; the worker was stopped and will be replaced."""
+
+
+class FunctionNotFound(AtollError, AttributeError):
+    """The service exposes no function of this name; the message lists those it does expose."""
+
+
+class ServiceClosed(AtollError, RuntimeError):
+    """A call was made after ``close()`` or ``atoll.shutdown()``."""
+
+
+class RemoteError(AtollError):
+    """An exception that a worker's function raised, here again in the host.
+
+    What is raised is an instance of a class that derives from both ``RemoteError`` and the original class (if
+    that is a builtin, or was given to ``atoll.register``), or else from the nearest builtin ancestor of the
+    original. ``str()`` is the original's message, ``__cause__``, ``__context__`` and ``__notes__`` are those of
+    the original, and the traceback continues into the worker's frames.
+
+    Attributes:
+        type_name: module and qualified name of the original class.
+        remote_traceback: the traceback as the worker printed it.
+        service: name of the service.
+        pid: process id of the worker.
+    """
+
+    type_name: str = ""
+    remote_traceback: str = ""
+    service: str = ""
+    pid: int = 0
