@@ -23,6 +23,7 @@ class Entry:
     peer: str
     placement: str = "scheduler"
     environment: Mapping[str, str] = field(default_factory=dict)
+    requirements: tuple[str, ...] = ()
     optional: bool = False
 
 
@@ -46,13 +47,13 @@ _ENTRIES = (
     Entry("pipe", "multiprocessing.Pipe", "pipe"),
     Entry("pipe-one-core", "multiprocessing.Pipe, one core", "pipe", "one-core"),
     Entry("process-pool", "ProcessPoolExecutor", "process_pool"),
-    Entry("loky", "loky", "loky"),
-    Entry("execnet", "execnet", "execnet"),
-    Entry("pyzmq", "pyzmq REQ/REP", "pyzmq"),
-    Entry("grpcio", "grpcio", "grpcio"),
-    Entry("rpyc", "rpyc", "rpyc"),
-    Entry("pyisolate", "pyisolate", "pyisolate"),
-    Entry("ray", "Ray actor", "ray", optional=True),
+    Entry("loky", "loky", "loky", requirements=("loky",)),
+    Entry("execnet", "execnet", "execnet", requirements=("execnet",)),
+    Entry("pyzmq", "pyzmq REQ/REP", "pyzmq", requirements=("pyzmq",)),
+    Entry("grpcio", "grpcio", "grpcio", requirements=("grpcio",)),
+    Entry("rpyc", "rpyc", "rpyc", requirements=("rpyc",)),
+    Entry("pyisolate", "pyisolate", "pyisolate", requirements=("pyisolate",)),
+    Entry("ray", "Ray actor", "ray", requirements=("ray",), optional=True),
 )
 
 CATALOGUE: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}

@@ -29,7 +29,7 @@ CLOSE_SECONDS = 15.0
 
 
 class ContenderError(Exception):
-    """A contender could not start, gave a wrong reply, or did not answer in time. Says what it said itself."""
+    """A contender could not start, gave a wrong reply or did not answer in time; says what it said itself."""
 
 
 class Measured(Protocol):

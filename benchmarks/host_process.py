@@ -9,9 +9,9 @@ reply to ``run``, ``count`` samples follow as 64-bit integers in the machine's b
 the protocol has its own descriptors, so that whatever a peer prints goes to standard error; the process
 sleeps in ``readline`` between batches; it ends when its input ends.
 
-A peer module has ``REQUIREMENTS`` (what it needs installed, a tuple), ``ASYNCHRONOUS`` (whether the call is
-awaited), ``describe()`` (versions and settings worth a line in the results) and ``opened()``: a context
-manager (asynchronous where the call is) that starts the far side and yields the call.
+A peer module has ``ASYNCHRONOUS`` (whether the call is awaited), ``describe()`` (versions and settings worth
+a line in the results) and ``opened()``: a context manager (asynchronous where the call is) that starts the
+far side and yields the call. What it needs installed is written in ``catalogue.py``.
 """
 
 from __future__ import annotations

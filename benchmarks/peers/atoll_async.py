@@ -10,9 +10,8 @@ from typing import Any
 import atoll
 from benchmarks.peers.atoll_sync import describe, detect
 
-__all__ = ["ASYNCHRONOUS", "REQUIREMENTS", "describe", "opened"]
+__all__ = ["ASYNCHRONOUS", "describe", "opened"]
 
-REQUIREMENTS: tuple[str, ...] = ()
 ASYNCHRONOUS = True
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import atoll
 
-REQUIREMENTS: tuple[str, ...] = ()
 ASYNCHRONOUS = False
 
 

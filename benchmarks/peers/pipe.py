@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.workload import detect
 
-REQUIREMENTS: tuple[str, ...] = ()
 ASYNCHRONOUS = False
 
 
