@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FLOOR = "floor"
+ATOLL = "atoll"
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,32 @@ _ENTRIES = (
     Entry("floor", "C ping-pong, one core (the floor)", FLOOR, "one-core"),
     Entry("floor-scheduler", "C ping-pong, scheduler's choice", FLOOR),
     Entry("floor-two-cores", "C ping-pong, two cores", FLOOR, "two-cores"),
-    Entry("atoll", "atoll", "atoll_sync"),
-    Entry("atoll-one-core", "atoll, both ends on one core", "atoll_sync", "one-core"),
-    Entry("atoll-two-cores", "atoll, two cores, pinned", "atoll_sync", "two-cores"),
-    Entry("atoll-async", "atoll, asyncio", "atoll_async"),
-    Entry("atoll-lane-off", "atoll, socket alone", "atoll_sync", environment={"ATOLL_LANE": "0"}),
+    Entry("atoll", "atoll", "atoll_sync", requirements=(ATOLL,)),
+    Entry("atoll-one-core", "atoll, both ends on one core", "atoll_sync", "one-core", requirements=(ATOLL,)),
+    Entry("atoll-two-cores", "atoll, two cores, pinned", "atoll_sync", "two-cores", requirements=(ATOLL,)),
+    Entry("atoll-async", "atoll, asyncio", "atoll_async", requirements=(ATOLL,)),
+    Entry(
+        "atoll-lane-off",
+        "atoll, socket alone",
+        "atoll_sync",
+        environment={"ATOLL_LANE": "0"},
+        requirements=(ATOLL,),
+    ),
     Entry(
         "atoll-lane-off-one-core",
         "atoll, socket alone, one core",
         "atoll_sync",
         "one-core",
         environment={"ATOLL_LANE": "0"},
+        requirements=(ATOLL,),
     ),
-    Entry("atoll-spin-off", "atoll, no lane, no spinning", "atoll_sync", environment={"ATOLL_SPIN": "0"}),
+    Entry(
+        "atoll-spin-off",
+        "atoll, no lane, no spinning",
+        "atoll_sync",
+        environment={"ATOLL_SPIN": "0"},
+        requirements=(ATOLL,),
+    ),
     Entry("pipe", "multiprocessing.Pipe", "pipe"),
     Entry("pipe-one-core", "multiprocessing.Pipe, one core", "pipe", "one-core"),
     Entry("process-pool", "ProcessPoolExecutor", "process_pool"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import time
 from array import array
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.placement import descendants
+from benchmarks.family import Watched, descendants
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
@@ -78,7 +77,7 @@ class Contender:
         try:
             self.description = self._receive(START_SECONDS)["description"]
         except BaseException:
-            self._kill()
+            self._end(Watched([self.pid, *descendants(self.pid)]), grace=0.0)
             raise
 
     def run(self, count: int) -> Sequence[int]:
@@ -91,14 +90,14 @@ class Contender:
 
     def close(self) -> None:
         """Asks the peer to close, gives it a moment, and kills whatever of it is left."""
+        family = Watched([self.pid, *descendants(self.pid)])
+        grace = CLOSE_SECONDS
         try:
             self._send({"request": "close"})
             self._receive(CLOSE_SECONDS)
-            self._process.wait(CLOSE_SECONDS)
-        except (ContenderError, subprocess.TimeoutExpired):
-            pass  # a peer that cannot close is killed below; its figures were taken before
-        finally:
-            self._kill()
+        except ContenderError:
+            grace = 0.0  # it cannot close by itself; its figures were taken before
+        self._end(family, grace)
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -142,15 +141,9 @@ class Contender:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log else []
         return "last output: " + (" | ".join(lines[-3:]) or "none")
 
-    def _kill(self) -> None:
-        """Kills the host process and its descendants: by descent, since peers may open sessions of their
-        own.
-        """
-        for pid in [*descendants(self.pid), self.pid]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    def _end(self, family: Watched, grace: float) -> None:
+        """Ends whatever is left of the host process and of those it started, and takes the exit code."""
+        family.end(grace)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.catalogue import ATOLL
 from benchmarks.contender import ROOT
 
-ATOLL = "atoll"
 PLOTTING = "matplotlib"
 
 
@@ -41,7 +42,7 @@ def make_environment(folder: Path, requirements: Iterable[str]) -> tuple[Path, d
     """Makes or refreshes the environment. Returns its interpreter and, by requirement, why one is missing."""
     uv = find_uv()
     python = folder / "bin" / "python"
-    wanted = [ATOLL, PLOTTING, *sorted(set(requirements))]
+    wanted = sorted({ATOLL, PLOTTING, *requirements})
     stamp = folder / "benchmark-stamp.json"
     content = {
         "wanted": wanted,
@@ -70,4 +71,10 @@ def _uv(command: list[str]) -> str | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         return None
-    return done.stderr.strip() or f"uv ended with {done.returncode}"
+    return _essence(done.stderr) or f"uv ended with {done.returncode}"
+
+
+def _essence(said: str) -> str:
+    """The lines that name an error, without what only this machine knows."""
+    lines = [line.strip() for line in said.replace(str(ROOT), ".").splitlines() if line.strip()]
+    return "; ".join([line for line in lines if re.match(r"(error:|\w*Error:|×)", line)] or lines[-1:])

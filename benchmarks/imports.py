@@ -22,23 +22,35 @@ TIMED_IMPORT = (
 )
 
 
+class ImportFailed(Exception):
+    """A module could not be imported; says what the interpreter said last."""
+
+
+def run_code(python: Path, code: str, folder: str) -> bytes:
+    """Runs ``python -c code`` in the folder. Returns what it printed."""
+    done = subprocess.run([str(python), "-c", code], cwd=folder, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise ImportFailed(done.stderr.decode(errors="replace").strip().splitlines()[-1])
+    return done.stdout
+
+
 def whole_process(python: Path, code: str, folder: str) -> int:
     """Runs ``python -c code`` to its end. Returns nanoseconds, from before the start until it has been
     waited for.
     """
     begin = perf_counter_ns()
-    subprocess.run([str(python), "-c", code], check=True, cwd=folder)
+    run_code(python, code, folder)
     return perf_counter_ns() - begin
 
 
 def timed_inside(python: Path, module: str, folder: str) -> int:
     """The nanoseconds that the import statement takes in a fresh process, by the process's own clock."""
     code = TIMED_IMPORT.format(module=module)
-    return int(subprocess.run([str(python), "-c", code], check=True, cwd=folder, capture_output=True).stdout)
+    return int(run_code(python, code, folder))
 
 
 def measure_imports(python: Path, runs: int) -> dict[str, Any]:
-    """Both views in nanoseconds. Raises CalledProcessError when one of the modules cannot be imported."""
+    """Both views in nanoseconds. Raises ImportFailed."""
     inside: dict[str, list[int]] = {module: [] for module in MODULES}
     whole: dict[str, list[int]] = {"pass": [], **{f"import {module}": [] for module in MODULES}}
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -22,7 +23,9 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
         raise ValueError("no samples, so no percentile")
     if not 0 <= percent <= 100:
         raise ValueError(f"a percentile lies in 0..100, not {percent!r}")
-    rank = math.ceil(percent / 100 * len(ordered))
+    rank = math.ceil(
+        Fraction(str(percent)) * len(ordered) / 100
+    )  # exact: 99.9 % of 1000 is 999, in floats it is more
     return ordered[max(rank, 1) - 1]
 
 

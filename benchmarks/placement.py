@@ -10,7 +10,8 @@ only ``scheduler`` works.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from benchmarks.family import descendants
 
 PLACEMENTS = ("scheduler", "one-core", "two-cores")
 
@@ -34,22 +35,6 @@ def chosen_processors(placement: str) -> tuple[int, int]:
     if placement == "two-cores" and len(available) >= 2:
         return available[0], available[1]
     raise PlacementError(f"placement {placement!r} is not possible here (usable processors: {available})")
-
-
-def descendants(pid: int) -> list[int]:
-    """The process ids of all living descendants of ``pid``, read from /proc."""
-    found = []
-    waiting = [pid]
-    while waiting:
-        parent = waiting.pop()
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                ids = [int(child) for child in children.read_text().split()]
-            except OSError:
-                continue  # the thread ended while we looked
-            found += ids
-            waiting += ids
-    return found
 
 
 def pin_all_threads(pid: int, processor: int) -> None:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of starting: importing atoll, opening an environment, the first call. Each part runs in
+processes of its own under the benchmark's interpreter; a part that fails has its error instead of figures.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender import ROOT
+from benchmarks.imports import measure_imports
+
+PART_SECONDS = 600.0
+
+
+class PartFailed(Exception):
+    """A measuring process failed; says what it wrote last."""
+
+
+def run_module(python: Path, module: str, *arguments: str) -> dict[str, Any]:
+    """Runs a measuring module of this package in a process of its own. Returns the object it printed."""
+    done = subprocess.run(
+        [str(python), "-m", f"benchmarks.{module}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PART_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise PartFailed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def measure_startup(python: Path, runs: int, progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """All parts, by name. A part's value is its figures, or ``{"error": why}``."""
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "imports": lambda: measure_imports(python, runs),
+        "first_call_host": lambda: run_module(python, "first_call", "host", str(runs)),
+        "first_call_dependency": lambda: run_module(python, "first_call", "dependency", str(runs)),
+        "open_environment": lambda: run_module(python, "open_environment", str(runs)),
+    }
+    results = {}
+    for name, part in parts.items():
+        progress(f"measuring {name.replace('_', ' ')}")
+        try:
+            results[name] = part()
+        except Exception as error:
+            results[name] = {"error": f"{type(error).__name__}: {error}"}
+            progress(f"  left out: {error}")
+    return results

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A figure is met by its own direction, never without a value; the report stays between its markers."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.figures import Figure, collect_figures
+from benchmarks.report import BEGIN, END, NEW_PAGE, MarkersMissing, insert, render
+
+
+def contender(title: str, p50: float) -> dict:
+    return {
+        "title": title,
+        "description": {"version": "1.2"},
+        "idle_load": 0.0,
+        "nanoseconds": {"p50": p50, "p99": 2 * p50, "count": 1000},
+    }
+
+
+@pytest.fixture
+def results() -> dict:
+    results = {
+        "contenders": {
+            "floor": contender("the floor", 10_000.0),
+            "atoll": contender("atoll", 4_000.0),
+            "grpcio": contender("grpcio", 200_000.0),
+        },
+        "left_out": {"execnet": "ImportError: no module\nnamed | execnet"},
+        "startup": {"open_environment": {"error": "broken"}},
+        "options": {"rounds": 3, "quick": False},
+        "date": "2026-01-02",
+        "commit": None,
+        "machine": {
+            "processor": "a processor",
+            "cores": 2,
+            "usable_cores": 2,
+            "virtual_machine": True,
+            "memory_gib": 4.0,
+            "governor": "performance",
+            "system": "Linux",
+            "kernel": "6",
+            "libc": "glibc",
+            "python": "Python 3",
+            "compiler": "cc",
+            "load_average": [0.0, 0.0, 0.0],
+        },
+    }
+    results["figures"] = [{**vars(figure), "met": figure.met} for figure in collect_figures(results)]
+    return results
+
+
+def test_targets_bind_in_their_direction(results):
+    met = {figure.name: (figure.value, figure.met) for figure in collect_figures(results)}
+    assert met["Small call, sync, p50 over the C floor"] == (0.4, True)
+    assert met["Small call, times faster than grpcio"] == (50.0, False)
+
+
+def test_without_a_value_nothing_is_met(results):
+    met = {figure.name: (figure.value, figure.met) for figure in collect_figures(results)}
+    assert met["Small call, times faster than execnet"] == (None, False)
+    assert met["Opening a ready environment, without a process"] == (None, False)
+
+
+def test_what_was_not_tried_is_not_shown(results):
+    assert not [figure for figure in collect_figures(results) if "rpyc" in figure.name]
+
+
+def test_without_a_target_there_is_nothing_to_meet():
+    assert Figure("shown", "x", None, True, 3.0).met is None
+
+
+def test_the_report_names_figures_errors_and_machine(results):
+    page = render(results, "picture.png")
+    for expected in (
+        "0.40 x",
+        "≤ 0.5 x",
+        "**no**",
+        "no module named | execnet",
+        "a processor",
+        "(picture.png)",
+    ):
+        assert expected in page
+
+
+def test_only_what_lies_between_the_markers_changes(results):
+    page = f"before\n{BEGIN}\nold figures\n{END}\nafter\n"
+    changed = insert(page, "new figures\n")
+    assert changed == f"before\n{BEGIN}\nnew figures\n{END}\nafter\n"
+    assert insert(changed, "new figures\n") == changed
+    assert "new figures" in insert(NEW_PAGE, "new figures\n")
+
+
+@pytest.mark.parametrize("page", ["", BEGIN, END, f"{END}{BEGIN}"])
+def test_a_page_without_markers_is_refused(page):
+    with pytest.raises(MarkersMissing):
+        insert(page, "figures")
