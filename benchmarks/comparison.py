@@ -106,16 +106,16 @@ def _measure(
     for entry in entries:
         if entry.name not in running:
             continue
-        taken = rounds[entry.name]
-        round_p50s = sorted(summarize(one).p50 for one in taken)
+        pooled = rounds[entry.name]
+        round_p50s = sorted(summarize(one).p50 for one in pooled)
         comparison.measured[entry.name] = {
             "title": entry.title,
             "placement": entry.placement,
             "environment": dict(entry.environment),
             "description": running[entry.name].description,
             "batch": batches[entry.name],
-            "rounds": len(taken),
+            "rounds": len(pooled),
             "idle_load": round(idle[entry.name], 3),
-            "nanoseconds": asdict(summarize(sample for one in taken for sample in one)),
+            "nanoseconds": asdict(summarize(sample for one in pooled for sample in one)),
             "round_p50_nanoseconds": {str(p): percentile(round_p50s, p) for p in (0, 25, 50, 75, 100)},
         }

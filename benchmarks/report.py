@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def insert(page: str, rendered: str) -> str:
     return f"{head}{BEGIN}\n{rendered}{END}{tail}"
 
 
-def _table(header: tuple[str, ...], alignment: str, rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], alignment: str, rows: Sequence[tuple[str, ...]]) -> str:
     rule = {"l": ":--", "r": "--:"}
     lines = [header, tuple(rule[one] for one in alignment), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

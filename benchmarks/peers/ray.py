@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,14 +29,17 @@ class Vision:
 
 @contextmanager
 def opened() -> Iterator[Callable[..., Any]]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        actor = Vision.remote()
+    # A token and a folder of this run's own: else Ray writes both into places that it keeps.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        try:
+            actor = Vision.remote()
 
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            return ray.get(actor.detect.remote(*arguments, **keywords))
+            def call(*arguments: Any, **keywords: Any) -> Any:
+                return ray.get(actor.detect.remote(*arguments, **keywords))
 
-        call(0)  # waits for the actor
-        yield call
-    finally:
-        ray.shutdown()
+            call(0)  # waits for the actor
+            yield call
+        finally:
+            ray.shutdown()
