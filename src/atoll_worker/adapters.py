@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The closed list of types that cross, beside the built-in containers and scalars.
+
+For each: a ``_reduce_*`` that takes an object apart into plain values, and a ``restore_*`` that puts it together
+again, with the receiver's own modules. ``RESTORERS`` is everything that a data pickle may call. What does not belong
+here: pickling itself (``values``), and classes of the user's own (``registry``).
+
+An adapter is found by the name of the type, so that no module is imported for a type nobody uses.
+"""
+
+from __future__ import annotations
+
+import sys
+from _pickle import PickleBuffer
+
+from .errors import DecodeError
+from .registry import CUSTOM, DATACLASS, ENUM, NAMEDTUPLE, Registered, by_class
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+    Reduced = Tuple[Callable[..., Any], Tuple[Any, ...]]
+    Reducer = Callable[[Any], Reduced]
+
+
+class Unsupported(Exception):
+    """A value has no adapter; ``value`` is it, ``why`` says more where there is more to say."""
+
+    def __init__(self, value: object, why: str = "") -> None:
+        super().__init__(value, why)
+        self.value = value
+        self.why = why
+
+
+# -- built in ------------------------------------------------------------------------------------------------------
+
+
+def restore_builtin(name: str, *parts: Any) -> Any:
+    """complex, range, slice and Ellipsis."""
+    if name == "complex":
+        return complex(*parts)
+    if name == "range":
+        return range(*parts)
+    if name == "slice":
+        return slice(*parts)
+    if name == "Ellipsis":
+        return Ellipsis
+    raise DecodeError(f"no built-in type {name!r} can cross")
+
+
+def _reduce_complex(value: complex) -> Reduced:
+    return restore_builtin, ("complex", value.real, value.imag)
+
+
+def _reduce_range(value: range) -> Reduced:
+    return restore_builtin, ("range", value.start, value.stop, value.step)
+
+
+def _reduce_slice(value: slice) -> Reduced:
+    return restore_builtin, ("slice", value.start, value.stop, value.step)
+
+
+def _reduce_ellipsis(value: object) -> Reduced:
+    return restore_builtin, ("Ellipsis",)
+
+
+# -- standard library ----------------------------------------------------------------------------------------------
+
+
+def restore_date(*parts: int) -> Any:
+    import datetime
+
+    return datetime.date(*parts)
+
+
+def restore_time(hour: int, minute: int, second: int, microsecond: int, zone: Any, fold: int) -> Any:
+    import datetime
+
+    return datetime.time(hour, minute, second, microsecond, zone, fold=fold)
+
+
+def restore_datetime(
+    year: int,
+    month: int,
+    day: int,
+    hour: int,
+    minute: int,
+    second: int,
+    microsecond: int,
+    zone: Any,
+    fold: int,
+) -> Any:
+    import datetime
+
+    return datetime.datetime(year, month, day, hour, minute, second, microsecond, zone, fold=fold)
+
+
+def restore_timedelta(days: int, seconds: int, microseconds: int) -> Any:
+    import datetime
+
+    return datetime.timedelta(days, seconds, microseconds)
+
+
+def restore_timezone(offset: Any, name: Optional[str]) -> Any:
+    import datetime
+
+    if name is None:
+        return datetime.UTC if not offset else datetime.timezone(offset)
+    return datetime.timezone(offset, name)
+
+
+def restore_zoneinfo(key: str) -> Any:
+    import zoneinfo
+
+    return zoneinfo.ZoneInfo(key)
+
+
+def restore_decimal(text: str) -> Any:
+    import decimal
+
+    return decimal.Decimal(text)
+
+
+def restore_fraction(numerator: int, denominator: int) -> Any:
+    import fractions
+
+    return fractions.Fraction(numerator, denominator)
+
+
+def restore_uuid(number: int) -> Any:
+    import uuid
+
+    return uuid.UUID(int=number)
+
+
+def restore_path(flavour: str, text: str) -> Any:
+    import pathlib
+
+    if flavour == "posix":
+        return pathlib.PurePosixPath(text)
+    if flavour == "windows":
+        return pathlib.PureWindowsPath(text)
+    return pathlib.Path(text)
+
+
+def _reduce_date(value: Any) -> Reduced:
+    return restore_date, (value.year, value.month, value.day)
+
+
+def _reduce_time(value: Any) -> Reduced:
+    return restore_time, (
+        value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold,
+    )  # fmt: skip
+
+
+def _reduce_datetime(value: Any) -> Reduced:
+    return restore_datetime, (
+        value.year, value.month, value.day,
+        value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold,
+    )  # fmt: skip
+
+
+def _reduce_timedelta(value: Any) -> Reduced:
+    return restore_timedelta, (value.days, value.seconds, value.microseconds)
+
+
+def _reduce_timezone(value: Any) -> Reduced:
+    # A timezone's arguments are its offset and, only if one was given, its name.
+    offset, *name = value.__getinitargs__()
+    return restore_timezone, (offset, name[0] if name else None)
+
+
+def _reduce_zoneinfo(value: Any) -> Reduced:
+    if value.key is None:
+        raise Unsupported(value, "a ZoneInfo read from a file has no key to find it by on the other side")
+    return restore_zoneinfo, (value.key,)
+
+
+def _reduce_decimal(value: Any) -> Reduced:
+    return restore_decimal, (str(value),)
+
+
+def _reduce_fraction(value: Any) -> Reduced:
+    return restore_fraction, (value.numerator, value.denominator)
+
+
+def _reduce_uuid(value: Any) -> Reduced:
+    return restore_uuid, (value.int,)
+
+
+def _reduce_path(value: Any) -> Reduced:
+    return restore_path, ("", str(value))
+
+
+def _reduce_pure_posix_path(value: Any) -> Reduced:
+    return restore_path, ("posix", str(value))
+
+
+def _reduce_pure_windows_path(value: Any) -> Reduced:
+    return restore_path, ("windows", str(value))
+
+
+# -- numpy ---------------------------------------------------------------------------------------------------------
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError as error:
+        raise DecodeError(
+            "a numpy array came, but numpy cannot be imported by "
+            f"{sys.executable} ({error}); add numpy to the dependencies of this side"
+        ) from None
+    return numpy
+
+
+def _spell_dtype(dtype: Any, owner: object) -> Any:
+    """A dtype in words that every numpy understands: a string, or (names, formats, offsets, itemsize)."""
+    if dtype.names is not None:
+        fields = [dtype.fields[name] for name in dtype.names]
+        formats = [_spell_dtype(field[0], owner) for field in fields]
+        return (list(dtype.names), formats, [field[1] for field in fields], dtype.itemsize)
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return ("subarray", _spell_dtype(base, owner), shape)
+    if dtype.hasobject or dtype.kind not in "biufcSUVMm" or (dtype.kind == "V" and dtype.type.__name__ != "void"):
+        raise Unsupported(owner, f"of dtype {dtype}")
+    return dtype.str
+
+
+def _read_dtype(numpy: Any, spelled: Any) -> Any:
+    if isinstance(spelled, str):
+        return numpy.dtype(spelled)
+    if len(spelled) == 3:
+        return numpy.dtype((_read_dtype(numpy, spelled[1]), tuple(spelled[2])))
+    names, formats, offsets, itemsize = spelled
+    formats = [_read_dtype(numpy, one) for one in formats]
+    return numpy.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
+
+
+def _reduce_ndarray(value: Any) -> Reduced:
+    if value.dtype.kind == "O":
+        return restore_object_ndarray, (value.shape, value.ravel().tolist())
+    spelled = _spell_dtype(value.dtype, value)
+    if value.dtype.itemsize == 0:
+        raise Unsupported(value, f"of dtype {value.dtype}, whose items have no bytes")
+    order = "C"
+    flat = value
+    if value.flags.f_contiguous and not value.flags.c_contiguous:
+        order = "F"
+        flat = value.T
+    elif not value.flags.c_contiguous:
+        flat = value.copy(order="C")
+    # As bytes, because not every dtype (datetime64) offers the buffer protocol itself.
+    return restore_ndarray, (spelled, value.shape, order, PickleBuffer(flat.reshape(-1).view("u1")))
+
+
+def restore_ndarray(spelled: Any, shape: Tuple[int, ...], order: str, buffer: Any) -> Any:
+    numpy = _numpy()
+    dtype = _read_dtype(numpy, spelled)
+    if dtype.hasobject:
+        raise DecodeError("bytes cannot be read as objects")
+    count = 1
+    for length in shape:
+        if length < 0:
+            raise DecodeError(f"an array of shape {shape}")
+        count *= length
+    size = memoryview(buffer).nbytes
+    if count * dtype.itemsize != size:
+        raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {size} bytes")
+    array = numpy.frombuffer(buffer, dtype, count) if size else numpy.empty(count, dtype)
+    if not array.flags.writeable:
+        array = array.copy()  # by value means one's own
+    return array.reshape(shape, order=order)
+
+
+def restore_object_ndarray(shape: Tuple[int, ...], items: List[Any]) -> Any:
+    numpy = _numpy()
+    array = numpy.empty(len(items), dtype=object)
+    for index, item in enumerate(items):
+        array[index] = item
+    return array.reshape(shape)
+
+
+def _reduce_numpy_scalar(value: Any) -> Reduced:
+    return restore_numpy_scalar, (_spell_dtype(value.dtype, value), value.tobytes())
+
+
+def restore_numpy_scalar(spelled: Any, data: bytes) -> Any:
+    numpy = _numpy()
+    dtype = _read_dtype(numpy, spelled)
+    if dtype.hasobject or dtype.itemsize != len(data):
+        raise DecodeError(f"{len(data)} bytes are no scalar of dtype {dtype}")
+    return numpy.frombuffer(data, dtype)[0] if data else dtype.type()
+
+
+# -- registered classes --------------------------------------------------------------------------------------------
+
+
+def restore_registered(name: str, parts: Any) -> Any:
+    """Stands in the data pickle; ``values`` puts a function in its place that knows which names were missing."""
+    raise AssertionError("replaced by values.Decoder")
+
+
+def _reduce_registered(known: Registered, value: Any) -> Reduced:
+    if known.kind == ENUM:
+        # A flag may be a combination without a name of its own.
+        parts: Any = value.name if value.name in known.cls.__members__ else (value.value,)  # type: ignore[attr-defined]
+    elif known.kind == DATACLASS:
+        parts = {field: getattr(value, field) for field in known.fields}
+    elif known.kind == NAMEDTUPLE:
+        parts = tuple(value)
+    elif known.kind == CUSTOM:
+        assert known.encode is not None
+        parts = known.encode(value)
+    else:
+        raise Unsupported(value, "an exception can be raised across, but is not a value")
+    return restore_registered, (known.name, parts)
+
+
+def build_registered(known: Registered, parts: Any) -> Any:
+    """The object of a registered class from its parts.
+
+    Raises:
+        DecodeError: the parts do not fit the class.
+    """
+    cls: Any = known.cls
+    if known.kind == ENUM:
+        try:
+            return cls[parts] if isinstance(parts, str) else cls(parts[0])
+        except (KeyError, ValueError) as error:
+            raise DecodeError(f"the enum {known.name} has no member {parts!r} on this side: {error}") from None
+    if known.kind == DATACLASS:
+        if not isinstance(parts, dict) or set(parts) != set(known.fields):
+            raise DecodeError(
+                f"the dataclass {known.name} has the fields {sorted(known.fields)} on this side, "
+                f"but {sorted(parts) if isinstance(parts, dict) else parts!r} came"
+            )
+        value = object.__new__(cls)
+        for field, part in parts.items():
+            object.__setattr__(value, field, part)  # frozen ones too, and without running __init__ again
+        return value
+    if known.kind == NAMEDTUPLE:
+        try:
+            return cls._make(parts)
+        except TypeError as error:
+            raise DecodeError(f"the named tuple {known.name} on this side: {error}") from None
+    if known.kind == CUSTOM:
+        assert known.decode is not None
+        return known.decode(parts)
+    raise DecodeError(f"{known.name} is an exception, not a value")
+
+
+# -- look-up -------------------------------------------------------------------------------------------------------
+
+RESTORERS: Dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        restore_builtin, restore_date, restore_time, restore_datetime, restore_timedelta, restore_timezone,
+        restore_zoneinfo, restore_decimal, restore_fraction, restore_uuid, restore_path, restore_ndarray,
+        restore_object_ndarray, restore_numpy_scalar, restore_registered,
+    )
+}  # fmt: skip
+
+_BY_NAME: Dict[Tuple[str, str], Reducer] = {
+    ("builtins", "complex"): _reduce_complex,
+    ("builtins", "range"): _reduce_range,
+    ("builtins", "slice"): _reduce_slice,
+    ("builtins", "ellipsis"): _reduce_ellipsis,
+    ("datetime", "date"): _reduce_date,
+    ("datetime", "time"): _reduce_time,
+    ("datetime", "datetime"): _reduce_datetime,
+    ("datetime", "timedelta"): _reduce_timedelta,
+    ("datetime", "timezone"): _reduce_timezone,
+    ("zoneinfo", "ZoneInfo"): _reduce_zoneinfo,
+    ("decimal", "Decimal"): _reduce_decimal,
+    ("fractions", "Fraction"): _reduce_fraction,
+    ("uuid", "UUID"): _reduce_uuid,
+    ("pathlib", "PosixPath"): _reduce_path,
+    ("pathlib", "WindowsPath"): _reduce_path,
+    ("pathlib", "PurePosixPath"): _reduce_pure_posix_path,
+    ("pathlib", "PureWindowsPath"): _reduce_pure_windows_path,
+    ("numpy", "ndarray"): _reduce_ndarray,
+    ("numpy", "memmap"): _reduce_ndarray,
+}
+# The same types where another version of Python, or of numpy, keeps them.
+_MOVED = {
+    "pathlib._local": "pathlib",  # 3.13
+    "pathlib._abc": "pathlib",
+    "zoneinfo._zoneinfo": "zoneinfo",
+    "_pydatetime": "datetime",
+    "numpy.core.memmap": "numpy",
+    "numpy._core.memmap": "numpy",
+}
+
+_found: Dict[type, Reducer] = {}
+
+
+def reducer_of(cls: type) -> Optional[Reducer]:
+    """How objects of this very class are taken apart, or None if they cannot cross."""
+    registered = by_class(cls)
+    if registered is not None:
+        known = registered
+        return lambda value: _reduce_registered(known, value)
+    reducer = _found.get(cls)
+    if reducer is None:
+        module = _MOVED.get(cls.__module__, cls.__module__)
+        reducer = _BY_NAME.get((module, cls.__qualname__))
+        if reducer is None and module == "numpy":
+            numpy = sys.modules.get("numpy")
+            if numpy is not None and issubclass(cls, numpy.generic):
+                reducer = _reduce_numpy_scalar
+        if reducer is not None:
+            _found[cls] = reducer
+    return reducer
+
+
+def children(value: Any) -> Iterator[Tuple[str, Any]]:
+    """What a value consists of, each with the words that lead there: ``[0]``, ``['key']``, ``.field``."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield f" (the key {_short(key)})", key
+            yield f"[{_short(key)}]", item
+    elif isinstance(value, (list, tuple)):
+        names = getattr(value, "_fields", None)
+        for index, item in enumerate(value):
+            yield (f".{names[index]}" if names else f"[{index}]"), item
+    elif isinstance(value, (set, frozenset)):
+        for item in value:
+            yield " (an item of the set)", item
+    elif type(value).__name__ == "ndarray" and value.dtype.kind == "O":
+        for index, item in enumerate(value.ravel().tolist()):
+            yield f".flat[{index}]", item
+    else:
+        registered = by_class(type(value))
+        if registered is not None and registered.kind == DATACLASS:
+            for field in registered.fields:
+                yield f".{field}", getattr(value, field, None)
+        elif registered is not None and registered.kind == CUSTOM and registered.encode is not None:
+            yield " (encoded)", registered.encode(value)
+        elif type(value).__module__ == "datetime":
+            yield ".tzinfo", getattr(value, "tzinfo", None)
+
+
+def _short(key: Any) -> str:
+    text = repr(key)
+    return text if len(text) <= 60 else text[:57] + "..."

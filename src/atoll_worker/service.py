@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service's author writes (``expose``, ``Service``), and the function table made of it.
+
+One table per worker, one schema per function; every way in reads this table and adds no rules of its own. What does
+not belong here: how calls arrive (``runtime``).
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any, Callable, Dict, List, Optional, TypeVar, Union, overload
+
+    F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__atoll_exposed__"
+
+if TYPE_CHECKING:
+
+    @overload
+    def expose(function: F, /) -> F: ...
+    @overload
+    def expose(*, name: Optional[str] = None) -> Callable[[F], F]: ...
+
+
+def expose(function: Optional[F] = None, /, *, name: Optional[str] = None) -> Union[F, Callable[[F], F]]:
+    """Let a function, or a method of a ``Service``, be called from outside the worker.
+
+    Args:
+        function: what to expose.
+        name: what callers call it; the function's own name if not given.
+
+    Raises:
+        TypeError: not a function.
+    """
+    if function is None:
+        return lambda decorated: expose_as(decorated, name)
+    return expose_as(function, name)
+
+
+def expose_as(function: F, name: Optional[str]) -> F:
+    """``expose`` with its parameters in order."""
+    inner: Any = function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
+    if not callable(inner) or isinstance(inner, type):
+        raise TypeError(f"@expose marks functions and methods, not {function!r}")
+    exposed = name or inner.__name__
+    if exposed.startswith("_") or not all(part.isidentifier() for part in exposed.split(".")):
+        raise TypeError(f"@expose: {exposed!r} cannot be an exposed name; begin with a letter, use name=... if need be")
+    try:
+        setattr(inner, _MARK, exposed)
+    except AttributeError:
+        raise TypeError(f"@expose cannot mark {function!r}; write a function around it") from None
+    return function
+
+
+class Service:
+    """Base of a service with state: made once per worker, before the first call.
+
+    ``setup`` runs after the object was made, ``teardown`` when the worker stops in order (not when it is killed).
+    """
+
+    def setup(self) -> None:
+        """Load what calls need. What it raises makes the start of the worker fail with that traceback."""
+
+    def teardown(self) -> None:
+        """Let go of what ``setup`` took."""
+
+
+class FunctionTable:
+    """The exposed functions of one worker, by name, and the services whose methods they are."""
+
+    def __init__(self) -> None:
+        self.functions: Dict[str, Callable[..., Any]] = {}
+        self.services: List[Service] = []
+
+    def add(self, name: str, function: Callable[..., Any]) -> None:
+        """Raises:
+        ValueError: the name is taken.
+        """
+        if name in self.functions:
+            raise ValueError(
+                f"two functions are exposed as {name!r}: {_place(self.functions[name])} and {_place(function)}; "
+                "give one of them another name with @expose(name=...), or choose one class with 'module:Class'"
+            )
+        self.functions[name] = function
+
+    def add_service(self, cls: Callable[[], Service]) -> None:
+        """Make the object of a service class and expose its methods. ``setup`` is not called yet."""
+        service = cls()
+        self.services.append(service)
+        for attribute in dir(type(service)):
+            exposed = getattr(getattr(type(service), attribute, None), _MARK, None)
+            if exposed is not None:
+                self.add(exposed, getattr(service, attribute))
+
+    def set_up(self) -> None:
+        """Call ``setup`` of every service, in order."""
+        for service in self.services:
+            service.setup()
+
+    def tear_down(self) -> None:
+        """Call ``teardown`` of every service, last first. What they raise goes to stderr; all are called."""
+        for service in reversed(self.services):
+            try:
+                service.teardown()
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+
+    def describe(self) -> Dict[str, Dict[str, Any]]:
+        """For every function: its signature as text, docstring and the JSON Schema of its parameters."""
+        from .schema import describe_function
+
+        return {name: describe_function(function) for name, function in sorted(self.functions.items())}
+
+
+def _place(function: Any) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
+def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTable:
+    """The function table of a service's module: its exposed functions and its ``Service`` classes, or one class.
+
+    Only what the module itself defines counts, not what it imported.
+
+    Raises:
+        ValueError: nothing is exposed, there is no such class, or a name is exposed twice.
+    """
+    table = FunctionTable()
+    if class_name is not None:
+        cls = getattr(module, class_name, None)
+        if not isinstance(cls, type):
+            classes = sorted(name for name, one in vars(module).items() if _is_own_service(one, module))
+            raise ValueError(f"{_name_of(module)} has no class {class_name!r}; its services are: {classes or 'none'}")
+        table.add_service(cls)
+    else:
+        for one in list(vars(module).values()):
+            if _is_own_service(one, module):
+                table.add_service(one)
+            elif (
+                not isinstance(one, type)
+                and getattr(one, "__module__", None) == module.__name__
+                and isinstance(getattr(one, _MARK, None), str)
+                and table.functions.get(getattr(one, _MARK)) is not one
+            ):
+                table.add(getattr(one, _MARK), one)
+    if not table.functions:
+        raise ValueError(
+            f"{_name_of(module)} exposes nothing: mark functions, or methods of a Service class, with @expose"
+        )
+    return table
+
+
+def _is_own_service(one: object, module: ModuleType) -> bool:
+    return (
+        isinstance(one, type) and issubclass(one, Service) and one is not Service and one.__module__ == module.__name__
+    )
+
+
+def _name_of(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or module.__name__

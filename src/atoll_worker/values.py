@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python values <-> payload and out-of-band buffers.
+
+A value is written as a **data pickle**: protocol 5, in which everything but the plain containers and scalars is
+spelled as a call of one of the restorers in ``adapters``. The reader admits these and nothing else, so bytes from
+the other side can never import or run code. What always holds here:
+
+* A closed list of types crosses, by value: None, bool, int, float, complex, str, bytes, bytearray, tuple, list, dict,
+  set, frozenset, range, slice, Ellipsis, date, time, datetime, timedelta, timezone, ZoneInfo, Decimal, Fraction, UUID,
+  paths, numpy arrays and scalars, and what was given to ``registry.register``.
+* The bytes mean the same on every Python from 3.9 on, and with numpy 1 and 2, whoever wrote them.
+* References are kept: the same list twice is one list again, and a list may hold itself.
+* What cannot cross is named exactly: ``args[1]['cfg'].lock: _thread.lock``.
+
+JSON is the other codec, for callers in other languages; it carries what JSON carries.
+"""
+
+from __future__ import annotations
+
+from _pickle import Pickler, Unpickler, UnpicklingError
+from _pickle import loads as _loads
+from io import BytesIO
+
+from . import adapters
+from .adapters import RESTORERS, Unsupported, build_registered, children, reducer_of
+from .errors import DecodeError, EncodeError
+from .registry import by_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, List, NoReturn, Optional, Sequence, Tuple
+
+    from .wire import Bytes
+
+# Buffers below this stay inside the payload: a buffer of its own costs more than copying this much.
+INLINE_BUFFER = 8192
+
+_STACK_GLOBAL = b"\x93"
+_RESTORER_FUNCTIONS = frozenset(RESTORERS.values())
+_Function = type(children)
+
+
+class _DataPickler(Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        """Called by the pickler for everything but exact built-in scalars and containers."""
+        cls = type(value)
+        reducer = reducer_of(cls)
+        if reducer is not None:
+            return reducer(value)
+        if cls is _Function and value in _RESTORER_FUNCTIONS:
+            return NotImplemented  # by its name, as pickle does it
+        raise Unsupported(value)
+
+
+class Encoder:
+    """Values -> bytes. Reused from call to call, because setting one up costs more than a small value; so it is
+    for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._chunks: List[bytes] = []
+        self._buffers: List[memoryview] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pickler = _DataPickler(_Sink(self._chunks), 5, buffer_callback=self._take_buffer)
+        self._dump = self._pickler.dump
+        self._clear = self._pickler.clear_memo
+
+    def _take_buffer(self, buffer: Any) -> bool:
+        view = buffer.raw()
+        if view.nbytes < INLINE_BUFFER:
+            return True
+        self._buffers.append(view)
+        return False
+
+    def encode(self, value: Any) -> bytes:
+        """The payload of a value. Its large buffers, in order, are in ``take_buffers()``.
+
+        Raises:
+            Unsupported: some part has no place on the wire.
+            RecursionError, MemoryError: too deeply nested, too large.
+        """
+        chunks = self._chunks
+        try:
+            self._dump(value)
+        except BaseException:
+            chunks.clear()
+            self._buffers.clear()
+            self._reset()
+            raise
+        self._clear()  # the memo would keep every part of the value alive
+        payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        return payload
+
+    def take_buffers(self) -> Sequence[memoryview]:
+        """The out-of-band buffers of the last encoded value."""
+        if not self._buffers:
+            return ()
+        buffers = list(self._buffers)
+        self._buffers.clear()
+        return buffers
+
+
+class _Sink:
+    """The file a pickler writes to."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, chunks: List[bytes]) -> None:
+        self.write: Callable[[bytes], object] = chunks.append
+
+
+class _Missing:
+    """Stands in a decoded value where an object of a class should be that was not registered on this side."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class _DataUnpickler(Unpickler):
+    missing: Optional[List[_Missing]] = None
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == adapters.__name__:
+            if name == "restore_registered":
+                return self._restore_registered
+            restorer = RESTORERS.get(name)
+            if restorer is not None:
+                return restorer
+        raise DecodeError(f"refused to load {module}.{name}: only values cross, never code")
+
+    def _restore_registered(self, name: str, parts: Any) -> Any:
+        known = by_name(name) if isinstance(name, str) else None
+        if known is not None:
+            return build_registered(known, parts)
+        missing = _Missing(name)
+        if self.missing is None:
+            self.missing = []
+        self.missing.append(missing)
+        return missing
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise DecodeError("persistent ids have no place in a data pickle")
+
+
+class Decoder:
+    """Bytes -> values.
+
+    Args:
+        checked: check every opcode first (``guard``), as the host does with what workers send.
+        side: what to call this side in messages.
+    """
+
+    def __init__(self, checked: bool, side: str) -> None:
+        self._side = side
+        self._is_plain: Optional[Callable[[Bytes], object]] = None
+        if checked:
+            from .guard import check, is_plain
+
+            self._is_plain = is_plain
+            self._check = check
+
+    def decode(self, payload: Bytes, buffers: Sequence[Bytes] = (), labels: Sequence[Tuple[str, int]] = ()) -> Any:
+        """The value of a payload.
+
+        Args:
+            payload: what ``Encoder.encode`` made.
+            buffers: its out-of-band buffers.
+            labels: how to name the parts of a tuple in messages, with their positions; the whole is "result".
+
+        Raises:
+            DecodeError: the bytes are no data pickle, or hold what this side does not know.
+        """
+        is_plain = self._is_plain
+        try:
+            if is_plain is None:
+                if _STACK_GLOBAL not in payload:
+                    return _loads(payload)
+            elif is_plain(payload) is not None:
+                return _loads(payload)
+            else:
+                self._check(payload)
+            unpickler = _DataUnpickler(BytesIO(payload), buffers=buffers)
+            value = unpickler.load()
+            if unpickler.missing is not None:
+                self._refuse_missing(value, unpickler.missing[0], labels)
+            return value
+        except (DecodeError, MemoryError):
+            raise
+        except (UnpicklingError, RecursionError) as error:
+            raise DecodeError(f"not a data pickle: {error}") from None
+        except Exception as error:
+            # The C unpickler and the constructors it calls raise all sorts of errors for malformed input.
+            raise DecodeError(f"a value could not be put together: {type(error).__name__}: {error}") from error
+
+    def _refuse_missing(self, value: Any, missing: _Missing, labels: Sequence[Tuple[str, int]]) -> NoReturn:
+        where = None
+        for label, index in labels:
+            where = where or find_path(value[index], missing, label)
+        if not labels:
+            where = find_path(value, missing, "result")
+        raise DecodeError(
+            f"{where or 'a value'} is of class {missing.name!r}, which is not registered in {self._side}: "
+            f"call {'atoll' if 'host' in self._side else 'atoll_worker'}.register on it there"
+        )
+
+
+def find_path(root: Any, target: Any, label: str) -> Optional[str]:
+    """The words that lead from ``root`` to the very object ``target``, or None. No recursion: values nest deeply."""
+    if root is target:
+        return label
+    seen = {id(root)}
+    # Children may be made on the way (an encoded part); holding them keeps their ids from being used again.
+    queue: List[Tuple[str, Any]] = [(label, root)]
+    for path, value in queue:
+        try:
+            for step, child in children(value):
+                if child is target:
+                    return path + step
+                if id(child) not in seen and len(queue) < 1_000_000:
+                    seen.add(id(child))
+                    queue.append((path + step, child))
+        except Exception:
+            continue  # a mapping or encoder that raises while it is only being described
+    return None
+
+
+def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> EncodeError:
+    """The error to raise when encoding failed; ``parts`` are the labelled values that were being encoded."""
+    if isinstance(error, EncodeError):
+        return error
+    if isinstance(error, RecursionError):
+        deepest = max(parts, key=lambda part: _depth(part[1]), default=("the value", None))
+        return EncodeError(f"{deepest[0]} is nested too deeply to be passed ({_depth(deepest[1]):,} levels)")
+    if not isinstance(error, Unsupported):
+        labels = ", ".join(label for label, _ in parts)
+        return EncodeError(f"{labels} cannot be passed: {type(error).__name__}: {error}")
+    value = error.value
+    cls = type(value)
+    where = None
+    for label, root in parts:
+        where = where or find_path(root, value, label)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    if isinstance(value, type):
+        name = f"the class {value.__module__}.{value.__qualname__}"
+    message = f"{where or parts[0][0]}: {name} cannot be passed by value"
+    if error.why:
+        message += f" ({error.why})"
+    elif _could_be_registered(cls):
+        message += f"; atoll.register({cls.__name__}) here and atoll_worker.register({cls.__name__}) in the worker let it cross"
+    elif callable(value) and hasattr(value, "__name__"):
+        message += f"; {value.__name__!r} is code, and only values cross"
+    return EncodeError(message)
+
+
+def _could_be_registered(cls: type) -> bool:
+    return hasattr(cls, "__dataclass_fields__") or hasattr(cls, "__members__") or hasattr(cls, "_fields")
+
+
+def _depth(value: Any) -> int:
+    """How deeply containers are nested; a value that holds itself counts once."""
+    depth = 0
+    level: List[Any] = [value]
+    seen = set()
+    while level and depth < 1_000_000:
+        following: List[Any] = []
+        for one in level:
+            if id(one) not in seen:
+                seen.add(id(one))
+                following.extend(child for _, child in children(one) if isinstance(child, (dict, list, tuple, set)))
+        level = following
+        depth += 1
+    return depth
+
+
+def encode_json(value: Any, label: str) -> bytes:
+    """A value as JSON.
+
+    Raises:
+        EncodeError: it holds what JSON cannot carry.
+    """
+    import json
+
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EncodeError(f"{label} cannot be written as JSON: {error}") from None
+
+
+def decode_json(payload: Bytes) -> Any:
+    """A value from JSON.
+
+    Raises:
+        DecodeError: the bytes are no JSON.
+    """
+    import json
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(bytes(payload), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"not JSON: {error}") from None
