@@ -1,2 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any Python code in its own process, with its own packages and interpreter, called like a local function."""
+"""Any Python code in its own process, with its own packages and interpreter, called like a local function.
+
+::
+
+    import atoll
+
+    @atoll.function(dependencies=["numpy==1.26.4"])
+    def mean(values):
+        import numpy
+        return numpy.__version__, float(numpy.mean(values))
+
+    mean([1, 2, 3])                                       # ('1.26.4', 2.0)
+
+    with atoll.Service("services/vision.py") as vision:   # what the file exposes, with what its header asks for
+        vision.detect(image, threshold=0.5)
+
+Everything public is here. The rooms behind it, lowest first: ``errors``, ``manifest``, ``environments`` and
+``processes``, ``pool``, ``client``, ``cli``; and ``atoll_worker``, which runs on the other side.
+"""
+
+from __future__ import annotations
+
+import atexit as _atexit
+
+from atoll_worker.registry import register
+
+from .client import Function, FunctionInfo, RemoteFunction, Service, function
+from .errors import (
+    AtollError,
+    BuildError,
+    CallTimeout,
+    DecodeError,
+    EncodeError,
+    EnvironmentDrift,
+    EnvironmentError,
+    FunctionNotFound,
+    FunctionSourceError,
+    InterpreterNotFound,
+    LocalProtocolError,
+    ManifestError,
+    OfflineError,
+    ProtocolError,
+    RemoteError,
+    RemoteProtocolError,
+    ResolutionError,
+    ServiceClosed,
+    ValuesError,
+    WorkerDied,
+    WorkerError,
+    WorkerStartError,
+)
+from .manifest import ServiceSpec
+from .pool.pool import shutdown
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtollError",
+    "BuildError",
+    "CallTimeout",
+    "DecodeError",
+    "EncodeError",
+    "EnvironmentDrift",
+    "EnvironmentError",
+    "Function",
+    "FunctionInfo",
+    "FunctionNotFound",
+    "FunctionSourceError",
+    "InterpreterNotFound",
+    "LocalProtocolError",
+    "ManifestError",
+    "OfflineError",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteFunction",
+    "RemoteProtocolError",
+    "ResolutionError",
+    "Service",
+    "ServiceClosed",
+    "ServiceSpec",
+    "ValuesError",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerStartError",
+    "__version__",
+    "function",
+    "register",
+    "shutdown",
+]
+
+# Before the interpreter ends: services tear down in order, for a bounded time.
+_atexit.register(shutdown)

@@ -85,7 +85,7 @@ class FunctionSourceError(AtollError, TypeError):
     """``@atoll.function`` cannot ship this function's text; the message names what stands in the way."""
 
 
-class EnvironmentError(AtollError):  # noqa: A001 - the builtin of this name is an alias of OSError since 3.3
+class EnvironmentError(AtollError):
     """An environment could not be found, resolved, built or trusted."""
 
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``@atoll.function``: one function, with its own dependencies, called like a local one."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from ..manifest import ServiceSpec, function_spec
+from ..pool import Pool
+from .plan import plan_function
+from .remote import RemoteFunction
+from .source import FunctionSource, source_of
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class Function(RemoteFunction[P, R], Generic[P, R]):
+    """A function that runs in a worker of its own; made by ``atoll.function``.
+
+    Its environment is built, and its worker started, by the first call.
+    """
+
+    def __init__(self, local: Callable[P, R], source: FunctionSource, spec: ServiceSpec) -> None:
+        super().__init__(Pool(spec.name, lambda: plan_function(spec, source)), source.name, spec.timeout)
+        self._local = local
+        self._spec = spec
+        functools.update_wrapper(self, local)
+
+    @property
+    def local(self) -> Callable[P, R]:
+        """The plain function, to call in this process."""
+        return self._local
+
+    @property
+    def spec(self) -> ServiceSpec:
+        """The options it was made with."""
+        return self._spec
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the present worker, or None while there is none."""
+        return _pid(self._pool)
+
+    def start(self) -> None:
+        """Have a worker ready, building the environment if need be, so that the first call need not.
+
+        Raises:
+            EnvironmentError, WorkerStartError, WorkerDied, ServiceClosed: see there.
+        """
+        self._pool.start()
+
+    def close(self) -> None:
+        """Stop the worker. Later calls raise ``ServiceClosed``. Idempotent."""
+        self._pool.close()
+
+
+def _pid(pool: Pool) -> int | None:
+    worker = pool.worker
+    return worker.process.pid if worker is not None and worker.alive else None
+
+
+@overload
+def function(function: Callable[P, R], /) -> Function[P, R]: ...
+@overload
+def function(
+    *,
+    name: str | None = None,
+    dependencies: Sequence[str] = (),
+    python: str | None = None,
+    environment: str | os.PathLike[str] | None = None,
+    env_vars: Mapping[str, str] | None = None,
+    start_timeout: float = 60.0,
+    timeout: float | None = None,
+) -> Callable[[Callable[P, R]], Function[P, R]]: ...
+def function(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Run a function in a process of its own, with its own packages and interpreter.
+
+    The function's text is shipped, so it uses its parameters and what it imports and defines itself; anything else is
+    refused here, by name. Without ``dependencies``, ``python`` and ``environment`` the worker has this process's
+    interpreter and packages.
+
+    Args:
+        name: of the service, in messages and logs; the function's name if not given.
+        dependencies: requirements, such as ``"numpy==1.26.4"``.
+        python: a version (``"3.12"``), a specifier (``">=3.11"``) or the path of an interpreter.
+        environment: path of an existing interpreter or virtual environment, of a ``requirements.txt``, or of a folder
+            with ``pyproject.toml`` and ``uv.lock``.
+        env_vars: environment variables to set for the worker.
+        start_timeout: seconds a worker may take until it is ready; building the environment does not count.
+        timeout: seconds a call may take; None for no limit.
+
+    Raises:
+        FunctionSourceError: the function cannot be shipped; the message names why.
+        ManifestError: a wrong option.
+    """
+    if function is None:
+        return lambda decorated: _make(decorated, options)
+    return _make(function, options)
+
+
+def _make(local: Callable[..., Any], options: dict[str, Any]) -> Function[..., Any]:
+    source = source_of(local)
+    given = {key: value for key, value in options.items() if value is not None}
+    name = given.pop("name", None) or (source.name if local.__name__ == "<lambda>" else local.__name__)
+    return Function(local, source, function_spec(name, **given))

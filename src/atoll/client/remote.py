@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One function of a service, as the host sees it: called, awaited, submitted, mapped."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from ..errors import ManifestError, ServiceClosed
+from ..pool import Pool
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+# `map` keeps this many calls ahead of the one whose result is taken.
+_AHEAD = 4
+
+
+class RemoteFunction(Generic[P, R]):
+    """A function that runs in a worker. Call it like a local one.
+
+    What it raises there is raised here: see ``atoll.RemoteError``. Also ``WorkerDied``, ``WorkerStartError``,
+    ``CallTimeout``, ``EncodeError``, ``EnvironmentError``, ``FunctionNotFound``, ``ServiceClosed``.
+    """
+
+    def __init__(self, pool: Pool, name: str, timeout: float | None) -> None:
+        self._pool = pool
+        self._call = pool.call
+        self._name = name
+        self._timeout = timeout
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call it and wait for the result."""
+        return cast(R, self._call(self._name, args, kwargs, self._timeout))
+
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call it from asyncio: ``await f.aio(...)``. Cancelling the task stops the worker, and the next call starts
+        another."""
+        return self._pool.call_async(self._name, args, kwargs, self._timeout)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call it in the background.
+
+        Returns:
+            a ``concurrent.futures.Future``. It can be cancelled until its call begins.
+        """
+        return _submitter(self._pool).submit(lambda: cast(R, self._call(self._name, args, kwargs, self._timeout)))
+
+    def map(self, *iterables: Iterable[Any]) -> Iterator[R]:
+        """Call it with each item (or, given several iterables, with the items of each), and yield the results in order.
+
+        Lazy: items are taken a few ahead of the results, so endless iterables will do. The first error ends it.
+        """
+        pending: deque[Future[R]] = deque()
+        submit = cast(Callable[..., Future[R]], self.submit)
+        try:
+            for items in zip(*iterables, strict=False):  # as the builtin map: the shortest ends it
+                pending.append(submit(*items))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def options(self, *, timeout: float | None) -> RemoteFunction[P, R]:
+        """The same function with other options; the original is left as it is.
+
+        Args:
+            timeout: seconds a call may take, waiting for its turn included and starting a worker not; None for
+                no limit.
+
+        Raises:
+            ManifestError: a timeout that is no number above zero.
+        """
+        return RemoteFunction(self._pool, self._name, check_timeout(timeout))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r}>"
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """The timeout as given.
+
+    Raises:
+        ManifestError: it is no number above zero.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise ManifestError(f"option timeout: found {timeout!r}, expected seconds above zero, or None for no limit")
+    return timeout
+
+
+class _Submitter:
+    """A thread that makes the submitted calls of one pool, in order. A daemon: a call that never ends must not keep the
+    program from ending, which a ThreadPoolExecutor's thread would."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self.pid = os.getpid()
+        threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
+
+    def submit(self, call: Callable[[], R]) -> Future[R]:
+        future: Future[R] = Future()
+        self._queue.put((future, call))
+        return future
+
+    def stop(self) -> None:
+        """Let the thread end once the queue is empty."""
+        self._queue.put((Future(), _end))
+
+    def _run(self) -> None:
+        while True:
+            future, call = self._queue.get()
+            if call is _end:
+                return
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+                    future.set_exception(error)
+            del future, call  # or the last result would live until the next call
+
+
+def _end() -> None:
+    raise ServiceClosed("never called")
+
+
+_submitters: weakref.WeakKeyDictionary[Pool, _Submitter] = weakref.WeakKeyDictionary()
+_submitters_lock = threading.Lock()
+
+
+def _submitter(pool: Pool) -> _Submitter:
+    with _submitters_lock:
+        submitter = _submitters.get(pool)
+        if submitter is None or submitter.pid != os.getpid():
+            submitter = _submitters[pool] = _Submitter()
+            weakref.finalize(pool, submitter.stop)
+        return submitter

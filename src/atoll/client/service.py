@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``atoll.Service``: the functions of a file, folder or module, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from ..manifest import ServiceSpec, load_spec
+from ..pool import Pool
+from .function import _pid
+from .plan import plan_service
+from .remote import RemoteFunction
+
+
+@dataclass(frozen=True)
+class FunctionInfo:
+    """What a service says of one of its functions.
+
+    Attributes:
+        signature: as it was written, such as ``(image, threshold: float = 0.5) -> dict``.
+        doc: its docstring, or an empty string.
+        parameters: JSON Schema (2020-12) of an object that holds the arguments by name.
+    """
+
+    signature: str
+    doc: str
+    parameters: Mapping[str, Any]
+
+
+class Service:
+    """A service: its exposed functions are attributes.
+
+    The first call, ``start()`` or ``with`` builds its environment if need be and starts its worker.
+
+    Args:
+        source: a file with an optional PEP 723 header; a folder with a ``service.yaml``; or
+            ``"package.module[:Class]"``.
+        name: in messages and logs; by default taken from the source.
+        dependencies: requirements, such as ``"numpy==1.26.4"``.
+        python: a version (``"3.12"``), a specifier (``">=3.11"``) or the path of an interpreter.
+        environment: path of an existing interpreter or virtual environment, of a ``requirements.txt``, or of a folder
+            with ``pyproject.toml`` and ``uv.lock``.
+        env_vars: environment variables to set for the worker.
+        start_timeout: seconds a worker may take until it is ready; building the environment does not count.
+        timeout: seconds a call may take; None for no limit.
+
+    What is given here goes before what the source says.
+
+    Raises:
+        ManifestError: the source or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        dependencies: Sequence[str] | None = None,
+        python: str | None = None,
+        environment: str | os.PathLike[str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        start_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        options: dict[str, Any] = {
+            "name": name,
+            "dependencies": dependencies,
+            "python": python,
+            "environment": environment,
+            "env_vars": env_vars,
+            "start_timeout": start_timeout,
+            "timeout": timeout,
+        }
+        given = {key: value for key, value in options.items() if value is not None}
+        self._spec = spec = load_spec(source, **given)
+        self._pool = Pool(spec.name, lambda: plan_service(spec))
+        self._functions: dict[str, FunctionInfo] | None = None
+
+    @property
+    def spec(self) -> ServiceSpec:
+        """What the source and the options came to."""
+        return self._spec
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the present worker, or None while there is none."""
+        return _pid(self._pool)
+
+    @property
+    def functions(self) -> Mapping[str, FunctionInfo]:
+        """The exposed functions: name -> signature, docstring, JSON Schema of the parameters. Starts the worker."""
+        if self._functions is None:
+            self._functions = {name: FunctionInfo(**one) for name, one in self._pool.describe().items()}
+        return self._functions
+
+    def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function by its name, also where an attribute of this class has the same."""
+        return self._pool.call(function, args, kwargs, self._spec.timeout)
+
+    def function(self, name: str) -> RemoteFunction[..., Any]:
+        """A function by its name, for ``.aio``, ``.submit``, ``.map`` and ``.options``."""
+        return RemoteFunction(self._pool, name, self._spec.timeout)
+
+    def __getattr__(self, name: str) -> RemoteFunction[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        worker = self._pool.worker
+        if worker is not None and name not in worker.functions:
+            raise self._pool.not_found(name, worker)
+        remote = self.function(name)
+        self.__dict__[name] = remote  # found without this method from now on
+        return remote
+
+    def __dir__(self) -> list[str]:
+        worker = self._pool.worker
+        return sorted({*super().__dir__(), *(worker.functions if worker is not None else ())})
+
+    def start(self) -> None:
+        """Have a worker ready, building the environment if need be.
+
+        Raises:
+            EnvironmentError, WorkerStartError, WorkerDied, ServiceClosed: see there.
+        """
+        self._pool.start()
+
+    def close(self) -> None:
+        """Tear the service down and stop its worker. Later calls raise ``ServiceClosed``. Idempotent."""
+        self._pool.close()
+
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        pid = self.pid
+        return f"<atoll.Service {self._spec.name!r} {'not running' if pid is None else f'pid {pid}'}>"

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A described exception (``atoll_worker.errors.describe_exception``) -> an exception to raise in the host.
+
+No class path from the other side is ever imported: classes are builtins, or were registered here. Nothing of a
+registered class's or builtin's ``__init__`` needs to succeed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import linecache
+from types import CodeType, TracebackType
+from typing import Any
+
+from atoll_worker.registry import EXCEPTION, by_name
+
+from ..errors import RemoteError
+
+# Raised in the host these would not mean "the function failed" but do something: end the program, end a loop.
+_NEVER_AS_THEMSELVES = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
+
+_classes: dict[tuple[str, type[BaseException] | None], type[RemoteError]] = {}
+
+
+def rebuild(described: dict[str, Any], service: str, pid: int) -> RemoteError:
+    """The exception to raise for what a worker described.
+
+    Args:
+        described: see ``describe_exception``; its ``text`` is the traceback as the worker printed it.
+        service: name of the service.
+        pid: process id of the worker.
+    """
+    error = _rebuild_one(described, service, pid)
+    error.remote_traceback = str(described.get("text", ""))
+    return error
+
+
+def _rebuild_one(described: dict[str, Any], service: str, pid: int) -> RemoteError:
+    error = _instance(described, [_rebuild_one(one, service, pid) for one in described.get("exceptions", ())])
+    name, module = str(described["type"]), str(described["module"])
+    error.type_name = name if module == "builtins" else f"{module}.{name}"
+    error.service = service
+    error.pid = pid
+    for note in described["notes"]:
+        error.add_note(note)
+    error.__traceback__ = _traceback(described["frames"], f"<worker of {service!r}, pid {pid}>")
+    if "context" in described:
+        error.__context__ = _rebuild_one(described["context"], service, pid)
+    if "cause" in described:
+        error.__cause__ = _rebuild_one(described["cause"], service, pid)
+    error.__suppress_context__ = described["suppress_context"]
+    return error
+
+
+def _instance(described: dict[str, Any], members: list[RemoteError]) -> RemoteError:
+    args = tuple(described["args"])
+    original = _original_class(described)
+    cls = _class_for(str(described["type"]), original)
+    message = str(described["message"])
+    error: RemoteError
+    if original is not None and issubclass(original, BaseExceptionGroup):
+        if not members:
+            original, cls = None, _class_for(str(described["type"]), None)
+        else:
+            args = (str(args[0]) if args else message, members)
+    try:
+        error = cls.__new__(cls, *args)
+        if original is not None and original.__module__ == "builtins":
+            # Fills what is not in `args`: OSError.errno, UnicodeDecodeError.start, SyntaxError.lineno ...
+            original.__init__(error, *args)
+    except Exception:  # noqa: BLE001 - arguments that the class does not take any more: keep what it said
+        cls = _class_for(str(described["type"]), None)
+        error = cls.__new__(cls, message)
+        args = (message,)
+    error.args = args
+    for key, part in described["state"].items():
+        if isinstance(key, str) and not key.startswith("__"):
+            try:
+                setattr(error, key, part)
+            except Exception:  # noqa: BLE001, S112 - a read-only property; the message is what matters
+                continue
+    # What the original's own __str__ made of its arguments, whether or not the class is known here.
+    try:
+        differs = BaseException.__str__(error) != message if original is None else str(error) != message
+    except Exception:  # noqa: BLE001 - a strange __str__ of a registered class
+        differs = True
+    if differs:
+        error._message = message  # type: ignore[attr-defined]
+    return error
+
+
+def _original_class(described: dict[str, Any]) -> type[BaseException] | None:
+    """The registered class, or the nearest builtin ancestor."""
+    registered = described.get("registered")
+    if isinstance(registered, str):
+        known = by_name(registered)
+        if known is not None and known.kind == EXCEPTION:
+            return None if issubclass(known.cls, _NEVER_AS_THEMSELVES) else known.cls
+    for name in described["bases"]:
+        cls = getattr(builtins, name, None)
+        if isinstance(cls, type) and issubclass(cls, BaseException):
+            if issubclass(cls, _NEVER_AS_THEMSELVES) or cls in (BaseException, Exception):
+                return None
+            if cls is BaseExceptionGroup:
+                return None  # may hold what must not be raised here
+            return cls
+    return None
+
+
+def _class_for(name: str, original: type[BaseException] | None) -> type[RemoteError]:
+    key = (name, original)
+    cls = _classes.get(key)
+    if cls is None:
+        bases = (RemoteError,) if original is None else (RemoteError, original)
+        namespace = {
+            "__module__": "atoll.remote",
+            "__qualname__": name,
+            "__doc__": f"{name}, raised in a worker.",
+            "__str__": _str,
+            "__reduce__": _reduce,
+        }
+        try:
+            cls = type(name.rpartition(".")[2], bases, namespace)
+        except TypeError:  # a registered class that cannot be derived from, or not together with RemoteError
+            cls = type(name.rpartition(".")[2], (RemoteError,), namespace)
+        if len(_classes) < 10_000:  # a worker that makes up names must not fill the host's memory
+            _classes[key] = cls
+    return cls
+
+
+def _str(self: Any) -> str:
+    message = self.__dict__.get("_message")
+    if message is not None:
+        return str(message)
+    # The class made here comes first, then RemoteError and its bases, then the original.
+    for base in type(self).__mro__[1:]:
+        if "__str__" in base.__dict__ and not issubclass(base, RemoteError):
+            if base is BaseException and any(
+                "__str__" in later.__dict__ for later in type(self).__mro__ if later not in (base, object, type(self))
+            ):
+                continue
+            return str(base.__dict__["__str__"](self))
+    return BaseException.__str__(self)
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    """Pickled (by a test runner, or another pool) as a plain RemoteError that says the same."""
+    state = {key: self.__dict__.get(key) for key in ("type_name", "remote_traceback", "service", "pid")}
+    return _unpickle, (type(self).__name__, str(self), state)
+
+
+def _unpickle(name: str, message: str, state: dict[str, Any]) -> RemoteError:
+    error = RemoteError(message)
+    error.__dict__.update(state)
+    return error
+
+
+# -- frames --------------------------------------------------------------------------------------------------------
+
+
+def _traceback(frames: list[Any], boundary: str) -> TracebackType | None:
+    """A traceback whose entries show the remote frames, below one that marks the border between the processes."""
+    result: TracebackType | None = None
+    for filename, line, function, text in reversed([(boundary, 1, "call", ""), *frames]):
+        result = _entry(str(filename), int(line), str(function), str(text), result)
+    return result
+
+
+_RAISING = compile("raise LookupError", "<atoll>", "exec")
+
+
+def _entry(filename: str, line: int, function: str, text: str, below: TracebackType | None) -> TracebackType | None:
+    code: CodeType = _RAISING.replace(
+        co_filename=filename, co_name=function, co_qualname=function, co_firstlineno=max(line, 1)
+    )
+    try:
+        exec(code, {"__name__": "atoll.remote"})  # noqa: S102 - the code is the one raise statement above
+    except LookupError as error:
+        own = error.__traceback__
+        assert own is not None
+        frame = own.tb_next
+        assert frame is not None
+        if text and not linecache.getline(filename, line):
+            # A file that only the worker can read, such as a notebook's cell: lend the one line that is shown.
+            cached = linecache.cache.get(filename)
+            lines = list(cached[2]) if cached is not None and len(cached) == 4 else []
+            lines += ["\n"] * (line - len(lines)) if line < 100_000 else []
+            if len(lines) >= line:
+                lines[line - 1] = text + "\n"
+                linecache.cache[filename] = (1, None, lines, filename)
+        return TracebackType(below, frame.tb_frame, frame.tb_lasti, max(line, 1))
+    return below

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose turn it is: first come, first served, for threads and asyncio tasks alike.
+
+One call at a time is in progress on a connection. Who comes while it is taken waits in one queue, whichever way it
+waits. Passing through an empty turnstile costs one uncontended lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class _Waiter:
+    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting."""
+
+    __slots__ = ("abandoned", "granted", "lock", "wake")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+        self.granted = False
+        self.abandoned = False
+        self.lock = threading.Lock()
+
+    def grant(self) -> bool:
+        with self.lock:
+            if self.abandoned:
+                return False
+            self.granted = True
+        self.wake()
+        return True
+
+    def abandon(self) -> bool:
+        """False if the turn came after all."""
+        with self.lock:
+            self.abandoned = not self.granted
+            return self.abandoned
+
+
+class Turnstile:
+    """Lets one through at a time. Whoever came through calls ``leave``."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self._queue: deque[_Waiter] = deque()
+        self.try_busy = self._busy.acquire
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in the queue."""
+        return len(self._queue)
+
+    def try_enter(self) -> bool:
+        """Come through if nobody is there or waits; no waiting."""
+        return not self._queue and self._busy.acquire(False)
+
+    def enter(self, deadline: float | None = None) -> bool:
+        """Wait for one's turn; False if the deadline (of ``time.monotonic()``) passed first."""
+        if self.try_enter():
+            return True
+        turn = threading.Lock()
+        turn.acquire()
+        waiter = _Waiter(turn.release)
+        self._queue.append(waiter)
+        self._next()
+        try:
+            if deadline is None:
+                turn.acquire()
+                return True
+            if turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return True
+        except BaseException:  # KeyboardInterrupt, above all
+            if not waiter.abandon():
+                self.leave()
+            raise
+        return not waiter.abandon()
+
+    async def enter_async(self, deadline: float | None = None) -> bool:
+        """As ``enter``, for a task of the running event loop."""
+        if self.try_enter():
+            return True
+        import asyncio  # whoever gets here has imported it already
+
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(finish)
+            except RuntimeError:
+                self.leave()  # the loop was closed with the task in the queue
+
+        waiter = _Waiter(wake)
+        self._queue.append(waiter)
+        self._next()
+        try:
+            async with asyncio.timeout_at(None if deadline is None else loop.time() + deadline - time.monotonic()):
+                await turn
+        except TimeoutError:
+            return not waiter.abandon()
+        except BaseException:
+            if not waiter.abandon():
+                self.leave()
+            raise
+        return True
+
+    def leave(self) -> None:
+        """Let the next one through."""
+        self._busy.release()
+        if self._queue:
+            self._next()
+
+    def _next(self) -> None:
+        # Whoever holds `busy` here holds it for the waiter that is granted next. A waiter that queued up between
+        # somebody's look at the queue and their release of `busy` calls this itself.
+        while self._queue and self._busy.acquire(False):
+            try:
+                waiter = self._queue.popleft()
+            except IndexError:
+                self._busy.release()
+                continue
+            if waiter.grant():
+                return
+            self._busy.release()

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: spawning them, watching them, tying them to this one, reading what they print, ending whole trees.
+
+What belongs here: everything that knows what a process is. What does not: what a worker is for (``atoll.pool``).
+"""
+
+from __future__ import annotations
+
+from .process import WorkerProcess, start_process
+from .warden import warden
+
+__all__ = ["WorkerProcess", "start_process", "warden"]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What workers print: every line goes to ``logging`` under ``atoll.worker.<service>``, and the last ones are kept.
+
+The lines come through pipes that are the workers' standard output and error, so nothing that is printed, by Python, C
+or a child process, can get in the way of a call. One thread reads all pipes. It calls log handlers, which are the
+user's and may block; then workers that print much wait, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from collections import deque
+
+# Lines kept per stream for error messages.
+KEPT_LINES = 40
+# A line is cut after this many bytes: a program may print without ever ending a line.
+LONGEST_LINE = 1 << 16
+
+_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
+
+
+class Stream:
+    """One pipe of one worker."""
+
+    def __init__(self, fd: int, service: str, pid: int, name: str) -> None:
+        self.fd = fd
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.ended = threading.Event()
+        self._logger = logging.getLogger(f"atoll.worker.{service}")
+        self._extra = {"service": service, "worker_pid": pid, "stream": name}
+        self._level = _LEVELS[name]
+        self._rest = b""
+
+    def read(self) -> bool:
+        """Read once and log complete lines; False at the end of the stream."""
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if self._rest and (not data or len(self._rest) > LONGEST_LINE):
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            text = line.decode("utf-8", "backslashreplace").rstrip("\r")
+            self.last_lines.append(text)
+            self._logger.log(self._level, "%s", text, extra=self._extra)
+        return bool(data)
+
+
+class OutputReader:
+    """The thread that reads all streams. Use the one that ``output_reader()`` returns."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._streams: dict[int, Stream] = {}
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._poll.register(self._wake_read, select.POLLIN)
+        self._added: deque[Stream] = deque()
+        self._dropped: deque[Stream] = deque()
+        self._thread = threading.Thread(target=self._run, name="atoll-output", daemon=True)
+        self._thread.start()
+
+    def add(self, stream: Stream) -> None:
+        """Begin to read a stream; its descriptor belongs to the reader from now on."""
+        self._added.append(stream)
+        self._wake()
+
+    def drop(self, stream: Stream) -> None:
+        """Stop reading a stream that may never end, because a stray process still holds it."""
+        self._dropped.append(stream)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def _run(self) -> None:
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._wake_read:
+                    os.read(fd, 4096)
+                elif fd in self._streams and not self._read(self._streams[fd]):
+                    self._end(self._streams[fd])
+            while self._added:
+                stream = self._added.popleft()
+                os.set_blocking(stream.fd, False)
+                self._streams[stream.fd] = stream
+                self._poll.register(stream.fd, select.POLLIN)
+            while self._dropped:
+                stream = self._dropped.popleft()
+                if self._streams.get(stream.fd) is stream:
+                    self._end(stream)
+
+    def _read(self, stream: Stream) -> bool:
+        try:
+            return stream.read()
+        except Exception:
+            logging.getLogger("atoll.processes").debug("a log handler raised", exc_info=True)
+            return True
+
+    def _end(self, stream: Stream) -> None:
+        del self._streams[stream.fd]
+        self._poll.unregister(stream.fd)
+        os.close(stream.fd)
+        stream.ended.set()
+
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's descriptors."""
+        for fd in (self._wake_read, self._wake_write, *self._streams):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+_reader: OutputReader | None = None
+_lock = threading.Lock()
+
+
+def output_reader() -> OutputReader:
+    """The output reader of this process, started if need be."""
+    global _reader
+    with _lock:
+        if _reader is None:
+            _reader = OutputReader()
+        return _reader
+
+
+def _after_fork() -> None:
+    global _reader, _lock
+    _lock = threading.Lock()
+    if _reader is not None:
+        _reader.forget()
+        _reader = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker process: its descriptors, its end, and how to bring that about.
+
+Every descriptor of the host's side is close-on-exec, so workers do not hold each other's; the child gets exactly its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+
+import atoll_worker
+from atoll_worker import lane as lane_module
+from atoll_worker.lane import Lane
+
+from .output import Stream, output_reader
+from .tree import kill_tree
+from .warden import warden
+
+_ENTRY = os.path.join(os.path.dirname(os.path.abspath(atoll_worker.__file__)), "__main__.py")
+
+# Seconds to wait, once a process has ended, for the rest of what it printed.
+_LAST_WORDS = 0.5
+
+_alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+
+
+class WorkerProcess:
+    """A worker process, from the moment it was spawned.
+
+    Attributes:
+        pid: its process id, and that of the process group it leads.
+        data, control: the host's ends of its two connections.
+        lane: the fast lane beside ``data``, or None.
+        exited: set once it has ended and was reaped.
+        exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        data: socket.socket,
+        control: socket.socket,
+        lifeline: int,
+        lane: Lane | None,
+        streams: Sequence[Stream],
+    ) -> None:
+        self.pid = pid
+        self.data = data
+        self.control = control
+        self.lane = lane
+        self.exited = threading.Event()
+        self.exit_code: int | None = None
+        self.signal: int | None = None
+        self._lifeline = lifeline
+        self._streams = streams
+        self._reaped = False
+        self._kill_lock = threading.Lock()
+
+    def reap(self) -> None:
+        """Called by the warden, on its thread, once the process has ended."""
+        with self._kill_lock:
+            # Whatever it left behind in its group goes with it; before reaping, while the number is surely its own.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            status: int | None
+            try:
+                status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:
+                status = None  # SIGCHLD is ignored in this process, or somebody waits for any child
+            self._reaped = True
+        if status is not None and status < 0:
+            self.signal = -status
+        else:
+            self.exit_code = status
+        os.close(self._lifeline)
+        # A descendant may still hold the other ends: callers must not wait for it.
+        for sock in (self.data, self.control):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self.exited.set()
+        streams = self._streams
+
+        def drop() -> None:
+            for stream in streams:
+                output_reader().drop(stream)
+
+        warden().after(2 * _LAST_WORDS, drop)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree. Does nothing if the process was reaped already."""
+        with self._kill_lock:
+            if not self._reaped:
+                kill_tree(self.pid)
+
+    def kill_after(self, seconds: float) -> None:
+        """As ``kill``, in ``seconds``, without waiting."""
+        warden().after(seconds, self.kill)
+
+    def last_stderr(self) -> list[str]:
+        """The last lines on stderr, oldest first. After the end, waits briefly for them to arrive."""
+        stream = self._streams[1]
+        if self.exited.is_set():
+            stream.ended.wait(_LAST_WORDS)
+        return list(stream.last_lines)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's descriptors; above all the lifeline, which would keep the worker
+        alive for as long as this child lives."""
+        with contextlib.suppress(OSError):
+            os.close(self._lifeline)
+        self.data.close()
+        self.control.close()
+
+
+def start_process(
+    python: str, service: str, environ: Mapping[str, str], *, use_lane: bool = True, spin: bool = True
+) -> WorkerProcess:
+    """Spawn a worker process; it greets over ``data`` when it is up.
+
+    Args:
+        python: absolute path of the interpreter.
+        service: name of the service, for the log.
+        environ: the whole environment of the process.
+        use_lane: give it a fast lane, where there can be one.
+        spin: let it poll before it sleeps.
+
+    Raises:
+        OSError: it cannot be started; the message says why.
+    """
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        data, worker_data = socket.socketpair()
+        control, worker_control = socket.socketpair()
+        for sock in (data, control):
+            ours.callback(sock.close)
+        for sock in (worker_data, worker_control):
+            theirs.callback(sock.close)
+        pipes = [os.pipe() for _ in range(3)]
+        (lifeline_read, lifeline), (out_read, out_write), (err_read, err_write) = pipes
+        for fd in (lifeline, out_read, err_read):
+            ours.callback(os.close, fd)
+        for fd in (lifeline_read, out_write, err_write):
+            theirs.callback(os.close, fd)
+        lane, lane_fd = None, -1
+        if use_lane and lane_module.available():
+            lane_fd = lane_module.create()
+            theirs.callback(os.close, lane_fd)
+            lane = Lane(lane_fd, is_host=True)
+        passed = [worker_data.fileno(), worker_control.fileno(), lifeline_read, lane_fd]
+        command = [python, "-I", _ENTRY, *map(str, passed), "1" if spin else "0"]
+
+        def spawn() -> WorkerProcess:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out_write,
+                stderr=err_write,
+                pass_fds=[fd for fd in passed if fd >= 0],
+                env=dict(environ),
+                start_new_session=True,
+            )
+            # The warden reaps it, by pidfd; Popen must not believe that it still has to.
+            child.returncode = 0
+            streams = [
+                Stream(fd, service, child.pid, name) for fd, name in ((out_read, "stdout"), (err_read, "stderr"))
+            ]
+            process = WorkerProcess(child.pid, data, control, lifeline, lane, streams)
+            warden().watch(process)
+            return process
+
+        process = warden().run(spawn)
+        ours.pop_all()
+        for stream in process._streams:
+            output_reader().add(stream)
+        _alive.add(process)
+        return process
+
+
+def _after_fork() -> None:
+    for process in list(_alive):
+        process.forget()
+    _alive.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
