@@ -7,7 +7,7 @@ they lie in shared memory (``lane``), what they mean (``values``).
 Data flow of one call, when the lane is there and the frame fits its slot::
 
     client thread                              worker's main thread
-    exchange()                                 receive()  (polls, yields, then asleep on the socket)
+    exchange()                                 receive_call()  (polls, yields, then asleep on the socket)
       copy frame into slot, publish number  ─▶   sees the number, copies the frame out
       asleep flag up? one wake byte         ─▶   (only if it was asleep)
       polls, yields, then asleep                 ... runs the function ...
@@ -17,7 +17,7 @@ Waiting has three steps: poll the number some tens of times (a few microseconds)
 tens of times (so that a peer on the same core gets to run); then sleep on the socket. A sleep is cut short every
 so often to look again, so that even a lost wake would cost milliseconds and never a hang.
 
-``exchange`` and ``receive``/``reply`` hold the rules of ``wire.Conversation`` for CALL, RESULT and ERROR inline,
+``exchange``, ``receive_call`` and ``reply`` hold the rules of ``wire.Conversation`` for CALL, RESULT and ERROR inline,
 because a call is counted in fractions of a microsecond; every other frame goes through the conversation itself.
 """
 
@@ -35,10 +35,12 @@ from .wire import CALL, CALLING, ERROR, HEADER_SIZE, IDLE, RESULT, Conversation,
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from typing import Callable, List, Optional, Sequence
+    from typing import Callable, List, Optional, Sequence, Tuple
 
     from .lane import Lane
     from .wire import Bytes
+
+    Reply = Tuple[int, int, Bytes, Sequence[Bytes]]
 
 _WAKE_BYTE = b"\0"
 _pack_into = wire.HEADER.pack_into
@@ -52,9 +54,12 @@ YIELDS = 60
 # Milliseconds of the first sleeps; the last one repeats. Each ends with another look at the slot.
 _NAPS = (10, 100, 1000)
 
-# Connections in this process whose thread is waiting for a reply. With more than one, spinning would only keep the
-# interpreter lock from the others.
-_waiting = set()  # type: set[Connection]
+# What fits a slot beside the header.
+_INLINE = SLOT_SIZE - HEADER_SIZE
+_ANSWERS = (RESULT, ERROR)
+
+# Connections in this process whose threads are polling and yielding.
+_yielding = set()  # type: set[Connection]
 
 
 class ConnectionClosed(EOFError):
@@ -63,6 +68,10 @@ class ConnectionClosed(EOFError):
 
 class DeadlinePassed(Exception):
     """The deadline given to ``receive`` or ``exchange`` passed. The connection is in the middle of a call."""
+
+
+class WouldSleep(Exception):
+    """The answer is not there yet, and the caller of ``exchange`` said that it must not sleep."""
 
 
 class Connection:
@@ -85,10 +94,12 @@ class Connection:
         self._reader = FrameReader()
         self._poller = select.poll()
         self._poller.register(sock.fileno(), select.POLLIN)
-        self._polls = range(POLLS if spin else 0)
+        # With one processor to run on, nothing can happen while this side polls.
+        alone = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
+        self._polls = range((2 if alone else POLLS) if spin else 0)
         self._yields = range(YIELDS if spin else 0)
-        self._written = 0  # sequence number of the last frame this side published in its slot
-        self._read = 0  # and of the last one it took from the other
+        self._written = 0  # sequence number of the last frame this side sent, without the announcing bit
+        self._read = 0  # and of the last one it saw from the other side, with it
         self._announced = False  # the slot said that the next frame comes over the socket
         self._lane = lane
         if lane is not None:
@@ -124,28 +135,23 @@ class Connection:
 
     def _send_pieces(self, pieces: List[Bytes]) -> List[Bytes]:
         lane = self._lane
-        if lane is not None:
-            size = 0
-            for piece in pieces:
-                size += len(piece)
-            fits = size <= SLOT_SIZE
-            if fits:
-                offset = lane.write_offset
-                for piece in pieces:
-                    end = offset + len(piece)
-                    self._memory[offset:end] = piece
-                    offset = end
-            words = self._words
-            words[lane.write_length_word] = size if fits else 0
-            self._written = number = self._written + 1
-            words[lane.write_number_word] = number
-            if fits:
-                lane.fence_enter()
-                lane.fence_leave()
-                if words[lane.peer_asleep_word]:
-                    self._wake()
-                return []
-        return self.continue_send(pieces)
+        if lane is None:
+            return self.continue_send(pieces)
+        words = self._words
+        self._written = number = self._written + 2
+        # Buffers of their own are large, or would not be: their frames go over the socket.
+        if len(pieces) > 2 or HEADER_SIZE + len(pieces[1]) > SLOT_SIZE:
+            words[lane.write_number_word] = number + 1
+            return self.continue_send(pieces)
+        start = lane.write_offset
+        middle = start + HEADER_SIZE
+        self._memory[start:middle] = pieces[0]
+        self._memory[middle : middle + len(pieces[1])] = pieces[1]
+        words[lane.write_number_word] = number
+        lane.fence[(number >> 1) & 1]()
+        if words[lane.peer_asleep_word]:
+            self._wake()
+        return []
 
     def continue_send(self, pieces: List[Bytes]) -> List[Bytes]:
         """Send what the socket takes now; returns what it did not.
@@ -199,49 +205,13 @@ class Connection:
             DeadlinePassed: nothing came in time.
         """
         self.slept = False
-        lane = self._lane
-        if lane is not None:
-            words = self._words
-            word = self._read_word
-            number = self._read
-            for _ in self._polls:
-                if words[word] != number:
-                    break
-            else:
-                for _ in self._yields:
-                    if words[word] != number:
-                        break
-                    _sched_yield()
-            if words[word] == number + 1:
-                memory = self._memory
-                size = words[lane.read_length_word]
-                kind, codec, count, length, call_id = _unpack_from(memory, lane.read_offset)
-                conversation = self.conversation
-                if (
-                    kind == CALL
-                    and conversation.state is IDLE
-                    and not conversation.is_client
-                    and call_id == conversation.call_id + 1
-                    and length == size - HEADER_SIZE
-                    and size <= SLOT_SIZE
-                    and count == 0
-                    and codec != 0
-                ):
-                    self._read = number + 1
-                    conversation.state = CALLING
-                    conversation.call_id = call_id
-                    start = lane.read_offset + HEADER_SIZE
-                    return Frame(kind, codec, call_id, memory[start : start + length])
-        else:
-            for _ in self._yields:
-                frame = self.poll_frame()
-                if frame is not None:
-                    return frame
-                _sched_yield()
         frame = self.poll_frame()
-        if frame is None:
-            frame = self._sleep_for_frame(deadline)
-        return frame
+        for _ in self._yields:
+            if frame is not None:
+                break
+            _sched_yield()
+            frame = self.poll_frame()
+        return self._sleep_for_frame(deadline) if frame is None else frame
 
     def poll_frame(self) -> Optional[Frame]:
         """The next frame if it is completely there, without waiting.
@@ -269,31 +239,21 @@ class Connection:
         number = self._words[self._read_word]
         if number == self._read:
             return None
-        if number != self._read + 1:
+        if number & ~1 != (self._read & ~1) + 2:
             raise RemoteProtocolError(f"slot number {number} after {self._read}")
-        size = self._words[lane.read_length_word]
         self._read = number
-        if size == 0:
+        if number & 1:
             self._announced = True
             return None
-        if not HEADER_SIZE <= size <= SLOT_SIZE:
-            raise RemoteProtocolError(f"a frame of {size} bytes in a slot of {SLOT_SIZE}")
         # Copied before it is looked at: what is checked is what is used, whatever the other side writes meanwhile.
-        data = self._memory[lane.read_offset : lane.read_offset + size]
-        header = _unpack_from(data)
+        header = _unpack_from(self._memory, lane.read_offset)
         wire.check_header(header)
         kind, codec, count, length, call_id = header
-        if count:
-            frames = FrameReader().receive_data(data)
-            if len(frames) != 1:
-                raise RemoteProtocolError(f"{len(frames)} frames in one slot")
-            frame = frames[0]
-        else:
-            if length != size - HEADER_SIZE:
-                raise RemoteProtocolError(f"{length} bytes of payload in a frame of {size} bytes")
-            frame = Frame(kind, codec, call_id, data[HEADER_SIZE:])
+        if count or length > SLOT_SIZE - HEADER_SIZE:
+            raise RemoteProtocolError(f"a frame of {length:,} bytes and {count} buffers in a slot")
         self.conversation.received(kind, codec, call_id)
-        return frame
+        start = lane.read_offset + HEADER_SIZE
+        return Frame(kind, codec, call_id, self._memory[start : start + length])
 
     def _read_socket(self) -> bool:
         """Read what the socket holds now into the reader; False if there is nothing."""
@@ -319,8 +279,8 @@ class Connection:
         if lane is None or self._announced:
             return True
         self._words[lane.my_asleep_word] = 1
-        lane.fence_enter()
-        lane.fence_leave()
+        lane.sleep_barrier.acquire()
+        lane.sleep_barrier.release()
         return self._words[self._read_word] == self._read
 
     def end_sleep(self) -> None:
@@ -381,7 +341,8 @@ class Connection:
         buffers: Sequence[Bytes] = (),
         deadline: Optional[float] = None,
         patient: bool = False,
-    ) -> Frame:
+        sleep: bool = True,
+    ) -> Reply:
         """Client: send a CALL and wait for its RESULT or ERROR.
 
         Args:
@@ -390,6 +351,11 @@ class Connection:
             buffers: out-of-band buffers of the payload.
             deadline: ``time.monotonic()`` at which to give up, or None.
             patient: True to sleep at once, because the answer is known to take long.
+            sleep: False to raise ``WouldSleep`` instead of going to sleep; for callers who wait in another way, with a
+                frame that ``fits_slot``.
+
+        Returns:
+            kind, codec, payload and buffers of the answer.
 
         Raises:
             LocalProtocolError: a call is in progress, or a bound would be exceeded; nothing was sent.
@@ -398,36 +364,81 @@ class Connection:
             DeadlinePassed: no answer in time; the connection is of no further use.
         """
         lane = self._lane
-        size = HEADER_SIZE + len(payload)
+        length = len(payload)
         conversation = self.conversation
-        if lane is None or buffers or size > SLOT_SIZE or conversation.state is not IDLE:
+        self.slept = False
+        if lane is None or buffers or length > _INLINE or conversation.state is not IDLE:
             left = self.start_send(CALL, codec, payload, buffers)
             while left:
                 self._wait_writable(deadline)
                 left = self.continue_send(left)
+            frame: Optional[Frame]
+            if lane is None:
+                frame = self._sleep_for_frame(deadline) if patient else self.receive(deadline)
+                return frame.kind, frame.codec, frame.payload, frame.buffers
+            words = self._words
+            call_id = conversation.call_id
         else:
             conversation.state = CALLING
             conversation.call_id = call_id = conversation.call_id + 1
-            offset = lane.write_offset
-            memory = self._memory
             words = self._words
-            _pack_into(memory, offset, CALL, codec, 0, size - HEADER_SIZE, call_id)
-            memory[offset + HEADER_SIZE : offset + size] = payload
-            words[lane.write_length_word] = size
-            self._written = number = self._written + 1
+            memory = self._memory
+            offset = lane.write_offset
+            _pack_into(memory, offset, CALL, codec, 0, length, call_id)
+            offset += HEADER_SIZE
+            memory[offset : offset + length] = payload
+            self._written = number = self._written + 2
             words[lane.write_number_word] = number
-            lane.fence_enter()
-            lane.fence_leave()
+            lane.fence[(number >> 1) & 1]()
             if words[lane.peer_asleep_word]:
                 self._wake()
-        _waiting.add(self)
+        word = self._read_word
+        read = self._read
+        if not patient:
+            for _ in self._polls:
+                if words[word] != read:
+                    break
+            else:
+                self._yield_while_alone(word, read)
+            if words[word] == read + 2:
+                kind, codec, count, length, replied = _unpack_from(self._memory, lane.read_offset)
+                if length <= _INLINE and count == 0 and replied == call_id and (kind in _ANSWERS):
+                    self._read = read + 2
+                    conversation.state = IDLE
+                    start = lane.read_offset + HEADER_SIZE
+                    return kind, codec, self._memory[start : start + length], ()
+        frame = self.poll_frame()
+        if frame is None:
+            if not sleep:
+                raise WouldSleep
+            frame = self._sleep_for_frame(deadline)
+        return frame.kind, frame.codec, frame.payload, frame.buffers
+
+    def fits_slot(self, payload: Bytes, buffers: Sequence[Bytes]) -> bool:
+        """Whether such a frame is sent without waiting for the other side."""
+        return self._lane is not None and not buffers and len(payload) <= _INLINE
+
+    def _yield_while_alone(self, word: int, read: int) -> None:
+        """Poll and yield the processor, as long as no other thread of this process does: then spinning would only keep
+        the interpreter lock from it."""
+        words = self._words
+        _yielding.add(self)
         try:
-            if patient:
-                frame = self.poll_frame()
-                return self._sleep_for_frame(deadline) if frame is None else frame
-            if lane is None:
-                return self.receive(deadline)
-            self.slept = False
+            for _ in self._yields:
+                if words[word] != read or len(_yielding) > 1:
+                    break
+                _sched_yield()
+        finally:
+            _yielding.discard(self)
+
+    def receive_call(self) -> Reply:
+        """Server: wait for the next CALL; as ``receive``, but quicker.
+
+        Returns:
+            kind, codec, payload and buffers of the call.
+        """
+        lane = self._lane
+        if lane is not None:
             words = self._words
             word = self._read_word
             read = self._read
@@ -435,30 +446,27 @@ class Connection:
                 if words[word] != read:
                     break
             else:
-                if len(_waiting) == 1:
-                    for _ in self._yields:
-                        if words[word] != read:
-                            break
-                        _sched_yield()
-            if words[word] == read + 1:
-                size = words[lane.read_length_word]
-                memory = self._memory
-                kind, codec, count, length, replied = _unpack_from(memory, lane.read_offset)
+                for _ in self._yields:
+                    if words[word] != read:
+                        break
+                    _sched_yield()
+            if words[word] == read + 2:
+                kind, codec, count, length, call_id = _unpack_from(self._memory, lane.read_offset)
+                conversation = self.conversation
                 if (
-                    length == size - HEADER_SIZE
-                    and size <= SLOT_SIZE
+                    kind == CALL
+                    and conversation.state is IDLE
+                    and call_id == conversation.call_id + 1
+                    and length <= _INLINE
                     and count == 0
-                    and replied == conversation.call_id
-                    and (kind == RESULT or kind == ERROR)
                 ):
-                    self._read = read + 1
-                    conversation.state = IDLE
+                    self._read = read + 2
+                    conversation.state = CALLING
+                    conversation.call_id = call_id
                     start = lane.read_offset + HEADER_SIZE
-                    return Frame(kind, codec, replied, memory[start : start + length])
-            frame = self.poll_frame()
-            return self._sleep_for_frame(deadline) if frame is None else frame
-        finally:
-            _waiting.discard(self)
+                    return kind, codec, self._memory[start : start + length], ()
+        frame = self.receive()
+        return frame.kind, frame.codec, frame.payload, frame.buffers
 
     def reply(self, kind: int, codec: int, payload: Bytes, buffers: Sequence[Bytes] = ()) -> None:
         """Server: answer the call in progress with RESULT or ERROR.
@@ -468,22 +476,21 @@ class Connection:
             ConnectionClosed: the other side is gone.
         """
         lane = self._lane
-        size = HEADER_SIZE + len(payload)
+        length = len(payload)
         conversation = self.conversation
-        if lane is None or buffers or size > SLOT_SIZE or conversation.state is not CALLING:
+        if lane is None or buffers or length > _INLINE or conversation.state is not CALLING:
             self.send(kind, codec, payload, buffers)
             return
         conversation.state = IDLE
-        offset = lane.write_offset
-        memory = self._memory
         words = self._words
-        _pack_into(memory, offset, kind, codec, 0, size - HEADER_SIZE, conversation.call_id)
-        memory[offset + HEADER_SIZE : offset + size] = payload
-        words[lane.write_length_word] = size
-        self._written = number = self._written + 1
+        memory = self._memory
+        offset = lane.write_offset
+        _pack_into(memory, offset, kind, codec, 0, length, conversation.call_id)
+        offset += HEADER_SIZE
+        memory[offset : offset + length] = payload
+        self._written = number = self._written + 2
         words[lane.write_number_word] = number
-        lane.fence_enter()
-        lane.fence_leave()
+        lane.fence[(number >> 1) & 1]()
         if words[lane.peer_asleep_word]:
             self._wake()
 

@@ -3,7 +3,7 @@
 
 What always holds here: describing an exception never raises and never imports anything named by the exception;
 everything described is made of plain values and bounded in size. What does not belong here: raising a described
-exception again (the host does that, in ``atoll.client.remote_error``).
+exception again (the host does that, in ``atoll.pool.remote_error``).
 """
 
 from __future__ import annotations

@@ -2,22 +2,23 @@
 """The fast lane: a pair of slots in shared memory, beside the socket of a data connection.
 
 A frame of up to ``SLOT_SIZE`` bytes is copied into the slot of its direction and published by the slot's sequence
-number; larger ones are announced there (length 0) and travel over the socket. Whoever waits polls the number,
+number, which grows by two; others are announced by an odd number and travel over the socket. Whoever waits polls the number,
 then yields the processor between polls, then raises its **asleep** flag and blocks on the socket; a writer that
 sees the flag up sends one wake byte. What always holds:
 
 * A slot has one writer, and at most one unread frame (one call is in progress at a time).
-* The length is stored before the number. The lane is used only where stores become visible in order (x86-64).
+* The frame is stored before the number. The lane is used only where stores become visible in order (x86-64).
 * Between raising the flag and the last look at the number, and between storing the number and looking at the
-  flag, stands a fence: so at least one of the two sides sees the other, and no wake is lost. The fence is taking
-  and releasing a lock of the lane's own: both are locked instructions, which no load or store passes.
+  flag, stands a fence: so at least one of the two sides sees the other, and no wake is lost. The fence is to take
+  a lock of the lane's own, or to release it if it is taken: either is a locked instruction, which no load or store
+  passes. (Both in a row would do the same, and cost twice.)
 * The peer may lie or write at any time: numbers are read once, checked, and a frame is copied before it is parsed.
 
 Waiting is not done here (``connection`` does it); this room knows the layout and nothing else. The mapping::
 
     one slot per direction, host to worker first:
-        0    sequence number u64 | length of the frame u64     (its writer's cache line)
-        64   asleep flag of its reader u64                      (its reader's cache line)
+        0    sequence number u64                (its writer's cache line)
+        64   asleep flag of its reader u64      (its reader's cache line)
         128  frame, up to SLOT_SIZE bytes
 """
 
@@ -29,7 +30,7 @@ from mmap import mmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Callable, Optional, Tuple
 
 SLOT_SIZE = 1 << 16
 _SLOT_STRIDE = 128 + SLOT_SIZE
@@ -65,16 +66,14 @@ class Lane:
     """
 
     __slots__ = (
-        "fence_enter",
-        "fence_leave",
+        "fence",
         "memory",
         "my_asleep_word",
         "peer_asleep_word",
-        "read_length_word",
         "read_number_word",
         "read_offset",
+        "sleep_barrier",
         "words",
-        "write_length_word",
         "write_number_word",
         "write_offset",
     )
@@ -83,18 +82,17 @@ class Lane:
         """Maps ``fd``, which may be closed afterwards."""
         self.memory: mmap = mmap(fd, LANE_SIZE)
         self.words: memoryview = memoryview(self.memory).cast("Q")
-        # A lock of this lane's own, since only an uncontended one is certain to execute a locked instruction.
+        # Locks of this lane's own, since only an uncontended one is certain to execute a locked instruction. The first
+        # is for frames and taken by every other one: index it with the number's second bit. The second is for sleeps.
         barrier = allocate_lock()
-        self.fence_enter: Callable[[], object] = barrier.acquire
-        self.fence_leave: Callable[[], object] = barrier.release
+        self.fence: Tuple[Callable[[], object], Callable[[], object]] = (barrier.release, barrier.acquire)
+        self.sleep_barrier = allocate_lock()
         to_worker, to_host = 0, _SLOT_STRIDE
         write, read = (to_worker, to_host) if is_host else (to_host, to_worker)
         self.write_number_word = write // 8
-        self.write_length_word = write // 8 + 1
         self.peer_asleep_word = (write + 64) // 8
         self.write_offset = write + 128
         self.read_number_word = read // 8
-        self.read_length_word = read // 8 + 1
         self.my_asleep_word = (read + 64) // 8
         self.read_offset = read + 128
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Callable, Dict, List
 
+    from .wire import Bytes
+
 # Descriptors are moved up here, where nothing that user code opens, or closes by number, is likely to be.
 _FIRST_DESCRIPTOR = 200
 
@@ -152,7 +154,7 @@ class Runtime:
 
     def serve(self) -> None:
         """Answer calls until the host closes the connection."""
-        receive = self.connection.receive
+        receive = self.connection.receive_call
         reply = self.connection.reply
         decode = self._decoder.decode
         encoder = self._encoder
@@ -161,17 +163,17 @@ class Runtime:
         result_kind = wire.RESULT
         while True:
             try:
-                frame = receive()
+                _, codec, payload, buffers = receive()
             except ConnectionClosed:
                 return
             except ProtocolError:
                 sys.excepthook(*sys.exc_info())  # to the log; the host sees the connection end
                 return
-            if frame.codec != pickle:
-                self._answer_json(frame)
+            if codec != pickle:
+                self._answer_json(payload)
                 continue
             try:
-                name, args, kwargs = decode(frame.payload, frame.buffers, _CALL_LABELS)
+                name, args, kwargs = decode(payload, buffers, _CALL_LABELS)
             except BaseException as error:
                 self._refuse("DecodeError", str(error))
                 continue
@@ -185,13 +187,15 @@ class Runtime:
                 self._reply_error(error)
             else:
                 try:
-                    reply(result_kind, pickle, encoder.encode(result), encoder.take_buffers())
+                    payload = encoder.encode(result)
+                    reply(result_kind, pickle, payload, encoder.take_buffers() if encoder.has_buffers else ())
                 except ConnectionClosed:
                     return
                 except BaseException as error:
                     self._refuse("EncodeError", str(explain_unencodable(error, (("result", result),))))
             # Nothing of a call stays alive while waiting for the next one.
-            frame = name = args = kwargs = result = function = None  # type: ignore[assignment]
+            payload, buffers = b"", ()
+            name = args = kwargs = result = function = None
 
     def _reply_error(self, error: BaseException) -> None:
         """The function raised."""
@@ -209,10 +213,10 @@ class Runtime:
         except ConnectionClosed:
             pass  # the next receive() says so too
 
-    def _answer_json(self, frame: wire.Frame) -> None:
+    def _answer_json(self, request: Bytes) -> None:
         kind = wire.RESULT
         try:
-            call = decode_json(frame.payload)
+            call = decode_json(request)
             function = self.table.functions[call["function"]]
             result = function(*call.get("args", ()), **call.get("kwargs", {}))
             payload = encode_json(result, "result")

@@ -59,6 +59,7 @@ class Encoder:
     def __init__(self) -> None:
         self._chunks: List[bytes] = []
         self._buffers: List[memoryview] = []
+        self.has_buffers = self._buffers  # true while there are some
         self._reset()
 
     def _reset(self) -> None:
@@ -94,9 +95,7 @@ class Encoder:
         return payload
 
     def take_buffers(self) -> Sequence[memoryview]:
-        """The out-of-band buffers of the last encoded value."""
-        if not self._buffers:
-            return ()
+        """The out-of-band buffers of the last encoded value; ``has_buffers`` tells cheaply whether there are any."""
         buffers = list(self._buffers)
         self._buffers.clear()
         return buffers

@@ -37,7 +37,7 @@ class RemoteFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it and wait for the result."""
-        return cast(R, self._call(self._name, args, kwargs, self._timeout))
+        return self._call(self._name, args, kwargs, self._timeout)  # type: ignore[no-any-return]
 
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call it from asyncio: ``await f.aio(...)``. Cancelling the task stops the worker, and the next call starts

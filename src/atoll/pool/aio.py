@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from atoll_worker import wire
-from atoll_worker.connection import Connection, DeadlinePassed
-from atoll_worker.wire import Frame
+from atoll_worker.connection import Connection, DeadlinePassed, WouldSleep
 
 if TYPE_CHECKING:
+    from atoll_worker.connection import Reply
     from atoll_worker.wire import Bytes
 
 # Seconds.
-_LOOK = 20e-6
 _GIVE_WAY_EVERY = 1e-3
 # A sleep is cut short this often to look again, so that a lost wake would never be a hang.
 _LOOK_AGAIN = 1.0
@@ -38,18 +37,20 @@ async def give_way() -> None:
 
 async def exchange(
     connection: Connection, codec: int, payload: Bytes, buffers: Sequence[Bytes], deadline: float | None
-) -> Frame:
+) -> Reply:
     """As ``Connection.exchange``, on the running event loop."""
-    left = connection.start_send(wire.CALL, codec, payload, buffers)
-    loop = asyncio.get_running_loop()
-    while left:
-        await _wait(loop, connection, loop.add_writer, loop.remove_writer, deadline)
-        left = connection.continue_send(left)
+    if connection.fits_slot(payload, buffers):
+        try:
+            return connection.exchange(codec, payload, buffers, sleep=False)
+        except WouldSleep:
+            loop = asyncio.get_running_loop()
+    else:
+        loop = asyncio.get_running_loop()
+        left = connection.start_send(wire.CALL, codec, payload, buffers)
+        while left:
+            await _wait(loop, connection, loop.add_writer, loop.remove_writer, deadline)
+            left = connection.continue_send(left)
     frame = connection.poll_frame()
-    if frame is None and connection.spin:
-        until = time.perf_counter() + _LOOK
-        while frame is None and time.perf_counter() < until:
-            frame = connection.poll_frame()
     while frame is None:
         try:
             if connection.prepare_sleep() and await _wait(
@@ -59,7 +60,7 @@ async def exchange(
         finally:
             connection.end_sleep()
         frame = connection.poll_frame()
-    return frame
+    return frame.kind, frame.codec, frame.payload, frame.buffers
 
 
 async def _wait(

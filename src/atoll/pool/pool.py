@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from atoll_worker import errors as shared_errors
 from atoll_worker import wire
@@ -34,6 +34,9 @@ from ..errors import (
 from .remote_error import rebuild
 from .turnstile import Turnstile
 from .worker import Worker, WorkerPlan
+
+if TYPE_CHECKING:
+    from atoll_worker.wire import Bytes
 
 # Seconds that a worker gets to tear down and exit when its service is closed.
 STOP_GRACE = 3.0
@@ -125,11 +128,12 @@ class Pool:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         turnstile = self._turnstile
-        if not turnstile.try_enter() and not turnstile.enter(deadline):
+        # The same as try_enter(), inline.
+        if (turnstile.queue or not turnstile.take(False)) and not turnstile.enter(deadline):
             self._raise_queued_too_long(function, timeout)
         try:
             worker = self._worker
-            if worker is None or self._closed or worker.process.exited.is_set():
+            if worker is None or self._closed or worker.process.has_exited:
                 worker = self._ready_worker()
                 deadline = None if timeout is None else time.monotonic() + timeout
             encoder = worker.encoder
@@ -137,25 +141,28 @@ class Pool:
                 payload = encoder.encode((function, args, kwargs))
             except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
                 raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
+            buffers = encoder.take_buffers() if encoder.has_buffers else ()
             connection = worker.connection
             slow = self._slow
             try:
                 if slow and function in slow:
                     began = time.monotonic()
-                    frame = connection.exchange(wire.PICKLE, payload, encoder.take_buffers(), deadline, True)
+                    kind, _, payload, buffers = connection.exchange(wire.PICKLE, payload, buffers, deadline, True)
                     if time.monotonic() - began < _PATIENT_ABOVE:
                         slow.discard(function)
                 else:
-                    frame = connection.exchange(wire.PICKLE, payload, encoder.take_buffers(), deadline)
+                    kind, _, payload, buffers = connection.exchange(wire.PICKLE, payload, buffers, deadline)
                     if connection.slept:
                         slow.add(function)
             except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
                 self._raise_broken(error, worker, function, timeout)
         finally:
-            turnstile.leave()
-        if frame.kind == wire.RESULT:
-            return worker.decoder.decode(frame.payload, frame.buffers)
-        self._raise_error(frame, worker, function)
+            turnstile.give()  # the same as leave(), inline
+            if turnstile.queue:
+                turnstile.pass_on()
+        if kind == wire.RESULT:
+            return worker.decoder.decode(payload, buffers)
+        self._raise_error(payload, buffers, worker, function)
 
     async def call_async(
         self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
@@ -193,14 +200,20 @@ class Pool:
             except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
                 raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
             try:
-                frame = await exchange(worker.connection, wire.PICKLE, payload, encoder.take_buffers(), deadline)
+                kind, _, payload, buffers = await exchange(
+                    worker.connection,
+                    wire.PICKLE,
+                    payload,
+                    encoder.take_buffers() if encoder.has_buffers else (),
+                    deadline,
+                )
             except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
                 self._raise_broken(error, worker, function, timeout)
         finally:
             turnstile.leave()
-        if frame.kind == wire.RESULT:
-            return worker.decoder.decode(frame.payload, frame.buffers)
-        self._raise_error(frame, worker, function)
+        if kind == wire.RESULT:
+            return worker.decoder.decode(payload, buffers)
+        self._raise_error(payload, buffers, worker, function)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What ``FunctionTable.describe`` says in the worker."""
@@ -245,8 +258,8 @@ class Pool:
             ) from error
         raise error
 
-    def _raise_error(self, frame: wire.Frame, worker: Worker, function: str) -> NoReturn:
-        described = worker.decoder.decode(frame.payload, frame.buffers)
+    def _raise_error(self, payload: Bytes, buffers: Sequence[Bytes], worker: Worker, function: str) -> NoReturn:
+        described = worker.decoder.decode(payload, buffers)
         try:
             own = described.get("atoll")
             if own is None:

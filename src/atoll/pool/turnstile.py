@@ -43,18 +43,20 @@ class Turnstile:
     """Lets one through at a time. Whoever came through calls ``leave``."""
 
     def __init__(self) -> None:
-        self._busy = threading.Lock()
-        self._queue: deque[_Waiter] = deque()
-        self.try_busy = self._busy.acquire
+        # Public for the path of a call, which inlines try_enter() and leave().
+        busy = threading.Lock()
+        self.take = busy.acquire
+        self.give = busy.release
+        self.queue: deque[_Waiter] = deque()
 
     @property
     def waiting(self) -> int:
         """How many stand in the queue."""
-        return len(self._queue)
+        return len(self.queue)
 
     def try_enter(self) -> bool:
         """Come through if nobody is there or waits; no waiting."""
-        return not self._queue and self._busy.acquire(False)
+        return not self.queue and self.take(False)
 
     def enter(self, deadline: float | None = None) -> bool:
         """Wait for one's turn; False if the deadline (of ``time.monotonic()``) passed first."""
@@ -63,8 +65,8 @@ class Turnstile:
         turn = threading.Lock()
         turn.acquire()
         waiter = _Waiter(turn.release)
-        self._queue.append(waiter)
-        self._next()
+        self.queue.append(waiter)
+        self.pass_on()
         try:
             if deadline is None:
                 turn.acquire()
@@ -97,8 +99,8 @@ class Turnstile:
                 self.leave()  # the loop was closed with the task in the queue
 
         waiter = _Waiter(wake)
-        self._queue.append(waiter)
-        self._next()
+        self.queue.append(waiter)
+        self.pass_on()
         try:
             async with asyncio.timeout_at(None if deadline is None else loop.time() + deadline - time.monotonic()):
                 await turn
@@ -112,19 +114,20 @@ class Turnstile:
 
     def leave(self) -> None:
         """Let the next one through."""
-        self._busy.release()
-        if self._queue:
-            self._next()
+        self.give()
+        if self.queue:
+            self.pass_on()
 
-    def _next(self) -> None:
+    def pass_on(self) -> None:
+        """Grant the turn to the first in the queue, if nobody has it."""
         # Whoever holds `busy` here holds it for the waiter that is granted next. A waiter that queued up between
         # somebody's look at the queue and their release of `busy` calls this itself.
-        while self._queue and self._busy.acquire(False):
+        while self.queue and self.take(False):
             try:
-                waiter = self._queue.popleft()
+                waiter = self.queue.popleft()
             except IndexError:
-                self._busy.release()
+                self.give()
                 continue
             if waiter.grant():
                 return
-            self._busy.release()
+            self.give()

@@ -56,6 +56,7 @@ class WorkerProcess:
         self.control = control
         self.lane = lane
         self.exited = threading.Event()
+        self.has_exited = False  # as `exited.is_set()`, at a tenth of its price
         self.exit_code: int | None = None
         self.signal: int | None = None
         self._lifeline = lifeline
@@ -84,6 +85,7 @@ class WorkerProcess:
         for sock in (self.data, self.control):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        self.has_exited = True
         self.exited.set()
         streams = self._streams
 
