@@ -2,8 +2,8 @@
 """The fast lane: a pair of slots in shared memory, beside the socket of a data connection.
 
 A frame of up to ``SLOT_SIZE`` bytes is copied into the slot of its direction and published by the slot's sequence
-number, which grows by two; others are announced by an odd number and travel over the socket. Whoever waits polls the number,
-then yields the processor between polls, then raises its **asleep** flag and blocks on the socket; a writer that
+number, which grows by two; others are announced by an odd number and travel over the socket. Whoever waits polls the
+number, then yields the processor between polls, then raises its **asleep** flag and blocks on the socket; a writer that
 sees the flag up sends one wake byte. What always holds:
 
 * A slot has one writer, and at most one unread frame (one call is in progress at a time).

@@ -16,7 +16,7 @@ from .connection import Connection, ConnectionClosed
 from .control import Control
 from .errors import ProtocolError, describe_exception, format_exception, remember_source
 from .lane import Lane
-from .service import FunctionTable, table_of_module
+from .service import DESCRIBE, FunctionTable, table_of_module
 from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
 
 TYPE_CHECKING = False
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 # Descriptors are moved up here, where nothing that user code opens, or closes by number, is likely to be.
 _FIRST_DESCRIPTOR = 200
-
-# A reserved name in every function table: what `FunctionTable.describe` returns.
-DESCRIBE = "__describe__"
 
 _FUTURE_ANNOTATIONS = 0x1000000  # __future__.annotations.compiler_flag, the same in every Python from 3.9 on
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
+# A reserved name in every function table: what `FunctionTable.describe` returns.
+DESCRIBE = "__describe__"
+
 _MARK = "__atoll_exposed__"
 
 if TYPE_CHECKING:

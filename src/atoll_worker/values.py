@@ -220,8 +220,8 @@ def find_path(root: Any, target: Any, label: str) -> Optional[str]:
                 if id(child) not in seen and len(queue) < 1_000_000:
                     seen.add(id(child))
                     queue.append((path + step, child))
-        except Exception:
-            continue  # a mapping or encoder that raises while it is only being described
+        except Exception:  # noqa: S112 - a mapping or encoder that raises while it is only being described
+            continue
     return None
 
 
@@ -247,7 +247,7 @@ def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) 
     if error.why:
         message += f" ({error.why})"
     elif _could_be_registered(cls):
-        message += f"; atoll.register({cls.__name__}) here and atoll_worker.register({cls.__name__}) in the worker let it cross"
+        message += f"; register({cls.__name__}), on both sides, lets it cross (atoll.register, atoll_worker.register)"
     elif callable(value) and hasattr(value, "__name__"):
         message += f"; {value.__name__!r} is code, and only values cross"
     return EncodeError(message)

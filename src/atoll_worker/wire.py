@@ -116,7 +116,8 @@ class Frame:
         self.buffers = buffers
 
     def __repr__(self) -> str:
-        return f"<Frame {KIND_NAMES.get(self.kind, self.kind)} codec={self.codec} call_id={self.call_id} payload={len(self.payload)} bytes, {len(self.buffers)} buffers>"
+        kind = KIND_NAMES.get(self.kind, self.kind)
+        return f"<Frame {kind} of call {self.call_id}: {len(self.payload)} bytes, {len(self.buffers)} buffers>"
 
 
 def pack(kind: int, codec: int, call_id: int, payload: Bytes, buffers: Sequence[Bytes] = ()) -> List[Bytes]:

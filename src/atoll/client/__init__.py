@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users hold in their hands: functions and services that are called like local ones.
 
-Layout: ``source`` (a function's text, and whether it can be shipped), ``plan`` (a spec -> what a worker is started with),
-``remote`` (one callable: sync, async, submitted, mapped), ``function`` and ``service`` (the two things that make them).
+Layout: ``source`` (a function's text, and whether it can be shipped), ``plan`` (a spec -> what a worker is started
+with), ``remote`` (one callable: sync, async, mapped), ``submitter`` (the thread behind submitted calls), ``function``
+and ``service`` (the two things that make them).
 """
 
 from __future__ import annotations

@@ -6,13 +6,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from ..manifest import ServiceSpec, function_spec
 from ..pool import Pool
-from .plan import plan_function
 from .remote import RemoteFunction
-from .source import FunctionSource, source_of
+
+if TYPE_CHECKING:
+    from ..pool.worker import WorkerPlan
+    from .source import FunctionSource
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -25,7 +27,12 @@ class Function(RemoteFunction[P, R], Generic[P, R]):
     """
 
     def __init__(self, local: Callable[P, R], source: FunctionSource, spec: ServiceSpec) -> None:
-        super().__init__(Pool(spec.name, lambda: plan_function(spec, source)), source.name, spec.timeout)
+        def plan() -> WorkerPlan:
+            from .plan import plan_function
+
+            return plan_function(spec, source)
+
+        super().__init__(Pool(spec.name, plan), source.name, spec.timeout)
         self._local = local
         self._spec = spec
         functools.update_wrapper(self, local)
@@ -103,6 +110,8 @@ def function(function: Callable[..., Any] | None = None, /, **options: Any) -> A
 
 
 def _make(local: Callable[..., Any], options: dict[str, Any]) -> Function[..., Any]:
+    from .source import source_of  # brings ast and inspect
+
     source = source_of(local)
     given = {key: value for key, value in options.items() if value is not None}
     name = given.pop("name", None) or (source.name if local.__name__ == "<lambda>" else local.__name__)

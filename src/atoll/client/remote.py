@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
-from ..errors import ManifestError, ServiceClosed
+from ..errors import ManifestError
 from ..pool import Pool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -50,7 +48,9 @@ class RemoteFunction(Generic[P, R]):
         Returns:
             a ``concurrent.futures.Future``. It can be cancelled until its call begins.
         """
-        return _submitter(self._pool).submit(lambda: cast(R, self._call(self._name, args, kwargs, self._timeout)))
+        from .submitter import submitter_of
+
+        return submitter_of(self._pool).submit(lambda: cast(R, self._call(self._name, args, kwargs, self._timeout)))
 
     def map(self, *iterables: Iterable[Any]) -> Iterator[R]:
         """Call it with each item (or, given several iterables, with the items of each), and yield the results in order.
@@ -97,51 +97,3 @@ def check_timeout(timeout: float | None) -> float | None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
         raise ManifestError(f"option timeout: found {timeout!r}, expected seconds above zero, or None for no limit")
     return timeout
-
-
-class _Submitter:
-    """A thread that makes the submitted calls of one pool, in order. A daemon: a call that never ends must not keep the
-    program from ending, which a ThreadPoolExecutor's thread would."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self.pid = os.getpid()
-        threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
-
-    def submit(self, call: Callable[[], R]) -> Future[R]:
-        future: Future[R] = Future()
-        self._queue.put((future, call))
-        return future
-
-    def stop(self) -> None:
-        """Let the thread end once the queue is empty."""
-        self._queue.put((Future(), _end))
-
-    def _run(self) -> None:
-        while True:
-            future, call = self._queue.get()
-            if call is _end:
-                return
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
-                    future.set_exception(error)
-            del future, call  # or the last result would live until the next call
-
-
-def _end() -> None:
-    raise ServiceClosed("never called")
-
-
-_submitters: weakref.WeakKeyDictionary[Pool, _Submitter] = weakref.WeakKeyDictionary()
-_submitters_lock = threading.Lock()
-
-
-def _submitter(pool: Pool) -> _Submitter:
-    with _submitters_lock:
-        submitter = _submitters.get(pool)
-        if submitter is None or submitter.pid != os.getpid():
-            submitter = _submitters[pool] = _Submitter()
-            weakref.finalize(pool, submitter.stop)
-        return submitter

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..manifest import ServiceSpec, load_spec
 from ..pool import Pool
 from .function import _pid
-from .plan import plan_service
 from .remote import RemoteFunction
 
+if TYPE_CHECKING:
+    from ..pool.worker import WorkerPlan
 
-@dataclass(frozen=True)
-class FunctionInfo:
+
+class FunctionInfo(NamedTuple):
     """What a service says of one of its functions.
 
     Attributes:
@@ -77,7 +77,13 @@ class Service:
         }
         given = {key: value for key, value in options.items() if value is not None}
         self._spec = spec = load_spec(source, **given)
-        self._pool = Pool(spec.name, lambda: plan_service(spec))
+
+        def plan() -> WorkerPlan:
+            from .plan import plan_service
+
+            return plan_service(spec)
+
+        self._pool = Pool(spec.name, plan)
         self._functions: dict[str, FunctionInfo] | None = None
 
     @property

@@ -113,8 +113,8 @@ def _defines(node: ast.AST, code: CodeType, name: str) -> bool:
 
 
 def _definition_text(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, int]:
-    """The text from ``def`` on, and its first line. Indented text is put under an ``if``, not dedented: that would change
-    strings of several lines."""
+    """The text from ``def`` on, and its first line. Indented text is put under an ``if``, not dedented: that would
+    change strings of several lines."""
     assert node.end_lineno is not None
     text = "".join(lines[node.lineno - 1 : node.end_lineno])
     if node.col_offset == 0:
@@ -217,4 +217,5 @@ class _AnnotationRemover(ast.NodeTransformer):
 
 
 def _without_annotations(tree: ast.Module) -> ast.Module:
-    return ast.fix_missing_locations(_AnnotationRemover().visit(tree))
+    _AnnotationRemover().visit(tree)
+    return ast.fix_missing_locations(tree)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call on an asyncio event loop: the same connection, waited for by the loop instead of by a thread.
 
-After sending it looks at the slot for some 20 microseconds, in which a small function answers; only then does it ask the
-loop to wait. So that a row of quick calls does not keep the loop from everything else, ``give_way`` comes before each.
+After sending it looks at the slot for some 20 microseconds, in which a small function answers; only then does it
+ask the loop to wait. So that a row of quick calls does not keep the loop from everything else, ``give_way`` comes
+before each.
 """
 
 from __future__ import annotations

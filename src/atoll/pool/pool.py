@@ -4,8 +4,8 @@
 For now a pool has one worker. A worker that died, was stopped because a call timed out, or whose connection is in an
 unknown state is never called again: the next call starts another.
 
-Data flow of a call: ``call`` -> turnstile -> encode -> ``Connection.exchange`` -> decode. The thread that calls does all
-of it; no other thread and no queue stand in between.
+Data flow of a call: ``call`` -> turnstile -> encode -> ``Connection.exchange`` -> decode. The thread that calls
+does all of it; no other thread and no queue stand in between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from atoll_worker import errors as shared_errors
 from atoll_worker import wire
 from atoll_worker.connection import ConnectionClosed, DeadlinePassed
-from atoll_worker.runtime import DESCRIBE
+from atoll_worker.service import DESCRIBE
 from atoll_worker.values import explain_unencodable
 
 from ..errors import (
@@ -31,12 +31,12 @@ from ..errors import (
     ServiceClosed,
     WorkerDied,
 )
-from .remote_error import rebuild
 from .turnstile import Turnstile
-from .worker import Worker, WorkerPlan
 
 if TYPE_CHECKING:
     from atoll_worker.wire import Bytes
+
+    from .worker import Worker, WorkerPlan
 
 # Seconds that a worker gets to tear down and exit when its service is closed.
 STOP_GRACE = 3.0
@@ -87,21 +87,28 @@ class Pool:
     def _ready_worker(self) -> Worker:
         """The worker, started if need be. Only for whoever has the turn."""
         worker = self._worker
-        if worker is not None and not worker.process.exited.is_set() and not self._closed:
+        self._check_open()
+        if worker is not None and not worker.process.has_exited:
             return worker
-        if self._closed:
-            raise ServiceClosed(f"service {self._service!r} is closed")
         if worker is not None:
             worker.close()
             self._worker = None
         if self._plan is None:
             self._plan = self._make_plan()
+        from .worker import Worker  # brings subprocess and more, which `import atoll` should not
+
         started = Worker(self._plan)
         self._worker = started
-        if self._closed:  # close() was called from another thread meanwhile, and saw no worker
+        try:
+            self._check_open()  # close() may have been called from another thread meanwhile, and have seen no worker
+        except ServiceClosed:
             self._discard()
-            raise ServiceClosed(f"service {self._service!r} was closed while its worker started")
+            raise
         return started
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServiceClosed(f"service {self._service!r} is closed")
 
     def _discard(self) -> None:
         """Stop the worker at once: its connection is in an unknown state. The next call starts another."""
@@ -137,6 +144,8 @@ class Pool:
                 worker = self._ready_worker()
                 deadline = None if timeout is None else time.monotonic() + timeout
             encoder = worker.encoder
+            payload: Bytes
+            buffers: Sequence[Bytes]
             try:
                 payload = encoder.encode((function, args, kwargs))
             except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
@@ -195,6 +204,8 @@ class Pool:
                     raise
                 deadline = None if timeout is None else time.monotonic() + timeout
             encoder = worker.encoder
+            payload: Bytes
+            buffers: Sequence[Bytes]
             try:
                 payload = encoder.encode((function, args, kwargs))
             except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
@@ -263,6 +274,8 @@ class Pool:
         try:
             own = described.get("atoll")
             if own is None:
+                from .remote_error import rebuild
+
                 error: Exception = rebuild(described, self._service, worker.process.pid)
             elif own == "FunctionNotFound":
                 error = self.not_found(function, worker)

@@ -12,7 +12,7 @@ import linecache
 from types import CodeType, TracebackType
 from typing import Any
 
-from atoll_worker.registry import EXCEPTION, by_name
+from atoll_worker.registry import by_name
 
 from ..errors import RemoteError
 
@@ -94,7 +94,7 @@ def _original_class(described: dict[str, Any]) -> type[BaseException] | None:
     registered = described.get("registered")
     if isinstance(registered, str):
         known = by_name(registered)
-        if known is not None and known.kind == EXCEPTION:
+        if known is not None and issubclass(known.cls, BaseException):
             return None if issubclass(known.cls, _NEVER_AS_THEMSELVES) else known.cls
     for name in described["bases"]:
         cls = getattr(builtins, name, None)

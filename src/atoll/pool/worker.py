@@ -74,7 +74,7 @@ class Worker:
                 f"no worker of service {plan.service!r} can be started with {plan.environment.python}: {error}"
             ) from error
         self.connection = Connection(
-            self.process.data,  # type: ignore[arg-type] # socket.socket derives from _socket.socket
+            self.process.data,
             self.process.lane,
             "client",
             spin=os.environ.get("ATOLL_SPIN", "1") != "0",

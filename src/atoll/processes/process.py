@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker process: its descriptors, its end, and how to bring that about.
 
-Every descriptor of the host's side is close-on-exec, so workers do not hold each other's; the child gets exactly its own.
+Every descriptor of the host's side is close-on-exec, so workers do not hold each other's; the child gets its own.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -34,13 +35,13 @@ def kill_tree(pid: int) -> None:
     The caller must not have reaped ``pid`` yet, or its number may belong to somebody else by now.
     """
     strays = descendants(pid)
-    for end in (lambda: os.killpg(pid, signal.SIGKILL), lambda: os.kill(pid, signal.SIGKILL)):
-        try:
-            end()
-        except (ProcessLookupError, PermissionError):
-            pass
-    for stray in strays:
-        try:
-            os.kill(stray, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+    _kill(os.killpg, pid)
+    for one in (pid, *strays):
+        _kill(os.kill, one)
+
+
+def _kill(kill: Callable[[int, int], None], pid: int) -> None:
+    try:
+        kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
