@@ -36,20 +36,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line. ``--only`` becomes a list of known names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, under a minute once installed")
-    parser.add_argument(
-        "--only", type=lambda text: text.split(","), help=f"of: {', '.join(CATALOGUE)}, {STARTUP}"
-    )
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"of: {', '.join(CATALOGUE)}, {STARTUP}")
     parser.add_argument(
         "--rounds", type=int, help=f"interleaved rounds (default {Effort.rounds}, quick {QUICK.rounds})"
     )
-    parser.add_argument(
-        "--with-ray", action="store_true", help="install ray, which is large, and measure its actor"
-    )
+    parser.add_argument("--with-ray", action="store_true", help="install ray, which is large, and measure its actor")
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder of the results (default: benchmarks/results; a quick or "
-        "partial run keeps to the build folder)",
+        help="folder of the results (default: benchmarks/results; a quick or partial run keeps to the build folder)",
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.only or [] if name not in {*CATALOGUE, STARTUP}]

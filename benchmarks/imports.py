@@ -67,7 +67,5 @@ def measure_imports(python: Path, runs: int) -> dict[str, Any]:
         "inside_p50": {module: summarize(taken).p50 for module, taken in inside.items()},
         "inside_p99": {module: summarize(taken).p99 for module, taken in inside.items()},
         "process_p50": {code: summarize(taken).p50 for code, taken in whole.items()},
-        "process_less_empty_p50": {
-            module: summarize(whole[f"import {module}"]).p50 - empty.p50 for module in MODULES
-        },
+        "process_less_empty_p50": {module: summarize(whole[f"import {module}"]).p50 - empty.p50 for module in MODULES},
     }

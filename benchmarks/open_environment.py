@@ -17,8 +17,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from atoll.environments import environment_request, open_environment
-from atoll.manifest import ServiceSpec
-
+from atoll.manifest import ServiceSpec, function_spec
 from benchmarks.percentiles import summarize
 
 PROCESS_EVENTS = (
@@ -55,7 +54,7 @@ def count_events(spec: ServiceSpec) -> Counter[str]:
 
 def measure(runs: int) -> dict[str, Any]:
     """Opens an environment that is made ready beforehand."""
-    spec = ServiceSpec(name="benchmark", dependencies=["numpy"])
+    spec = function_spec("benchmark", dependencies=["numpy"])
     first = open_once(spec)
     taken = [open_once(spec) for _ in range(runs)]
     seen = count_events(spec)

@@ -23,9 +23,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
         raise ValueError("no samples, so no percentile")
     if not 0 <= percent <= 100:
         raise ValueError(f"a percentile lies in 0..100, not {percent!r}")
-    rank = math.ceil(
-        Fraction(str(percent)) * len(ordered) / 100
-    )  # exact: 99.9 % of 1000 is 999, in floats it is more
+    rank = math.ceil(Fraction(str(percent)) * len(ordered) / 100)  # exact: 99.9 % of 1000 is 999, in floats it is more
     return ordered[max(rank, 1) - 1]
 
 

@@ -30,9 +30,7 @@ def color(name: str) -> str:
 
 def draw(results: dict[str, Any], picture: Path) -> None:
     """Writes the picture, fastest at the top. The file's type follows from its name."""
-    ordered = sorted(
-        results["contenders"].items(), key=lambda item: item[1]["nanoseconds"]["p50"], reverse=True
-    )
+    ordered = sorted(results["contenders"].items(), key=lambda item: item[1]["nanoseconds"]["p50"], reverse=True)
     p50s = [one["nanoseconds"]["p50"] / 1e3 for _, one in ordered]
     p99s = [max(one["nanoseconds"]["p99"] / 1e3, p50) for (_, one), p50 in zip(ordered, p50s, strict=True)]
     figure, axes = pyplot.subplots(figsize=(10, 1.6 + 0.36 * len(ordered)), dpi=150, layout="constrained")

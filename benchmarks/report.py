@@ -100,16 +100,17 @@ def _contenders(contenders: dict[str, dict[str, Any]]) -> str:
                 str(contender["description"].get("version", "")),
                 f"{taken['p50'] / 1e3:.2f}",
                 f"{taken['p99'] / 1e3:.2f}",
+                f"{min(contender['p50_of_starts']) / 1e3:.2f} to {max(contender['p50_of_starts']) / 1e3:.2f}",
                 f"{taken['p50'] / floor:.2f}" if floor else "",
                 f"{taken['p50'] / atoll:.2f}" if atoll else "",
                 f"{taken['count']:,}",
             )
         )
-    header = ("contender", "version", "p50 µs", "p99 µs", "x floor", "x atoll", "calls")
+    header = ("contender", "version", "p50 µs", "p99 µs", "p50 of starts", "x floor", "x atoll", "calls")
     return (
         "## Small call, warm: keyword arguments in, a dict out\n\n"
         "Wherever the scheduler puts both sides, unless the name says otherwise. Every reply was checked.\n\n"
-    ) + _table(header, "llrrrrr", rows)
+    ) + _table(header, "llrrrrrr", rows)
 
 
 def _left_out(left_out: dict[str, str]) -> str:
@@ -121,9 +122,7 @@ def _left_out(left_out: dict[str, str]) -> str:
 
 def _busy(contenders: dict[str, dict[str, Any]]) -> str:
     busy = [
-        f"{one['title']} ({one['idle_load']:.0%} of a core)"
-        for one in contenders.values()
-        if one["idle_load"] > 0.05
+        f"{one['title']} ({one['idle_load']:.0%} of a core)" for one in contenders.values() if one["idle_load"] > 0.05
     ]
     return f"Busy while nobody called, and so a disturbance to the others: {', '.join(busy)}." if busy else ""
 
@@ -142,7 +141,8 @@ def _machine(results: dict[str, Any]) -> str:
         machine["python"],
         machine["compiler"],
         f"load average before the run {load}",
-        f"{options['rounds']} interleaved rounds" + (" (a quick run)" if options["quick"] else ""),
+        f"{options['rounds']} interleaved rounds, every contender started {options['starts']} times"
+        + (" (a quick run)" if options["quick"] else ""),
         results["date"],
         f"atoll at {results['commit'] or 'an unknown commit'}",
     )

@@ -22,6 +22,4 @@ def start(entry: Entry, python: Path) -> Measured:
         return Floor(compile_floor(BUILD / "benchmarks"), caller, far_side)
     log = BUILD / "benchmarks" / f"{entry.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    return Contender(
-        python, entry.peer, placement=entry.placement, environment=dict(entry.environment), log=log
-    )
+    return Contender(python, entry.peer, placement=entry.placement, environment=dict(entry.environment), log=log)

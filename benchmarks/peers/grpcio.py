@@ -39,9 +39,7 @@ def handle(request: dict[str, Any], _context: grpc.ServicerContext) -> dict[str,
 def answer(address: str, control: Connection) -> None:
     """The child: a server that stops when the parent hangs up."""
     server = grpc.server(ThreadPoolExecutor(max_workers=1))
-    method = grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=json.loads, response_serializer=to_bytes
-    )
+    method = grpc.unary_unary_rpc_method_handler(handle, request_deserializer=json.loads, response_serializer=to_bytes)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
     server.add_insecure_port(address)
     server.start()

@@ -15,7 +15,7 @@ from benchmarks.placement import processors
 from benchmarks.starting import start
 
 PYTHON = Path(sys.executable)
-TINY = Effort(rounds=2, warm_up=5, smallest_batch=10, largest_batch=20, batch_nanoseconds=100_000)
+TINY = Effort(rounds=3, starts=2, warm_up=5, smallest_batch=10, largest_batch=20, batch_nanoseconds=100_000)
 
 
 def ended(pid: int) -> bool:
@@ -64,8 +64,14 @@ def test_a_comparison_pools_the_rounds_and_names_who_is_left_out(monkeypatch):
     assert list(comparison.measured) == ["floor", "pipe"]
     assert "No module named 'ray'" in comparison.left_out["ray"]
     for one in comparison.measured.values():
-        assert one["nanoseconds"]["count"] == one["rounds"] * one["batch"]
+        assert one["nanoseconds"]["count"] == TINY.rounds * one["batch"]
+        assert len(one["p50_of_starts"]) == TINY.starts
         assert 0 < one["nanoseconds"]["minimum"] <= one["nanoseconds"]["p50"] <= one["nanoseconds"]["p99"]
+
+
+def test_rounds_are_shared_out_among_the_starts():
+    assert Effort(rounds=7, starts=3).rounds_of_starts() == [3, 2, 2]
+    assert Effort(rounds=2, starts=5).rounds_of_starts() == [1, 1]
 
 
 def test_a_peer_that_does_not_exist_is_an_error_with_its_own_words():

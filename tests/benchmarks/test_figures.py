@@ -13,6 +13,7 @@ def contender(title: str, p50: float) -> dict:
         "title": title,
         "description": {"version": "1.2"},
         "idle_load": 0.0,
+        "p50_of_starts": [p50],
         "nanoseconds": {"p50": p50, "p99": 2 * p50, "count": 1000},
     }
 
@@ -27,7 +28,7 @@ def results() -> dict:
         },
         "left_out": {"execnet": "ImportError: no module\nnamed | execnet"},
         "startup": {"open_environment": {"error": "broken"}},
-        "options": {"rounds": 3, "quick": False},
+        "options": {"rounds": 3, "starts": 1, "quick": False},
         "date": "2026-01-02",
         "commit": None,
         "machine": {
