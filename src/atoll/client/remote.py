@@ -58,7 +58,7 @@ class RemoteFunction(Generic[P, R]):
         Lazy: items are taken a few ahead of the results, so endless iterables will do. The first error ends it.
         """
         pending: deque[Future[R]] = deque()
-        submit = cast(Callable[..., Future[R]], self.submit)
+        submit = cast("Callable[..., Future[R]]", self.submit)
         try:
             for items in zip(*iterables, strict=False):  # as the builtin map: the shortest ends it
                 pending.append(submit(*items))
