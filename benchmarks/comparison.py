@@ -22,8 +22,6 @@ from benchmarks.idleness import idle_loads
 from benchmarks.percentiles import summarize
 from benchmarks.starting import start
 
-IDLE_SECONDS = 1.0
-
 
 @dataclass(frozen=True)
 class Effort:
@@ -39,6 +37,7 @@ class Effort:
     smallest_batch: int = 300
     largest_batch: int = 2000
     batch_nanoseconds: int = 40_000_000
+    idle_seconds: float = 1.0
 
     def batch(self, nanoseconds_per_call: float) -> int:
         """How many calls of this speed make a batch."""
@@ -95,10 +94,10 @@ class _Session:
                 self._open(entry)
             for name in list(self._running):
                 self._warm_up(name)
-            if check_idleness:
+            if check_idleness and self._effort.idle_seconds:
                 self._progress("  checking that everyone sleeps while nobody calls")
                 pids = {name: contender.pid for name, contender in self._running.items()}
-                self._idle = idle_loads(pids, IDLE_SECONDS)
+                self._idle = idle_loads(pids, self._effort.idle_seconds)
             for name in self._running:
                 self._starts[name].append(array("q"))
             for _ in range(rounds):
@@ -122,7 +121,7 @@ class _Session:
                 "environment": dict(entry.environment),
                 "description": self._descriptions[entry.name],
                 "batch": self._batches[entry.name],
-                "idle_load": round(self._idle[entry.name], 3),
+                "idle_load": round(self._idle.get(entry.name, 0.0), 3),
                 "nanoseconds": asdict(summarize(sample for one in starts for sample in one)),
                 "p50_of_starts": [summarize(one).p50 for one in starts],
             }

@@ -15,7 +15,9 @@ from benchmarks.placement import processors
 from benchmarks.starting import start
 
 PYTHON = Path(sys.executable)
-TINY = Effort(rounds=3, starts=2, warm_up=5, smallest_batch=10, largest_batch=20, batch_nanoseconds=100_000)
+TINY = Effort(
+    rounds=3, starts=2, warm_up=5, smallest_batch=10, largest_batch=20, batch_nanoseconds=100_000, idle_seconds=0.05
+)
 
 
 def ended(pid: int) -> bool:
@@ -57,9 +59,8 @@ def test_two_cores_pin_each_side_to_its_own():
     assert str(processors()[1]) in masks[1:]
 
 
-def test_a_comparison_pools_the_rounds_and_names_who_is_left_out(monkeypatch):
+def test_a_comparison_pools_the_rounds_and_names_who_is_left_out():
     entries = [CATALOGUE["floor"], CATALOGUE["pipe"], CATALOGUE["ray"]]
-    monkeypatch.setattr("benchmarks.comparison.IDLE_SECONDS", 0.05)
     comparison = compare(entries, PYTHON, TINY, progress=lambda message: None)
     assert list(comparison.measured) == ["floor", "pipe"]
     assert "No module named 'ray'" in comparison.left_out["ray"]
