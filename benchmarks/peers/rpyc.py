@@ -34,6 +34,7 @@ class Vision(rpyc.Service):
 def answer(path: str, control: Connection) -> None:
     """The child: serves one connection, until it is closed."""
     server = OneShotServer(Vision, socket_path=path)
+    server.listener.listen(1)  # start() does it too, but only after "ready" would have been said
     control.send("ready")
     server.start()
 
