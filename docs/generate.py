@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes docs/reference.md from the docstrings of everything public. Run it with ``make docs``.
+
+A test runs it with ``--check``, so the page cannot fall behind the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import atoll
+import atoll_worker
+
+PAGE = Path(__file__).parent / "reference.md"
+SOURCE = Path(__file__).parents[1] / "src"
+
+SECTIONS: list[tuple[str, Any, list[str]]] = [
+    ("Calling", atoll, ["function", "Function", "RemoteFunction", "Service", "FunctionInfo", "shutdown"]),
+    ("Values", atoll, ["register"]),
+    ("Manifests", atoll, ["ServiceSpec"]),
+    ("Inside a worker", atoll_worker, ["expose", "Service", "register"]),
+]
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [
+        "# Reference\n",
+        "Everything public, from the docstrings (`make docs` writes this page).\n",
+    ]
+    for title, module, names in SECTIONS:
+        parts.append(f"## {title}\n")
+        parts += [_entry(module, name) for name in names]
+    errors = sorted(
+        name for name in atoll.__all__ if inspect.isclass(one := getattr(atoll, name)) and issubclass(one, Exception)
+    )
+    parts.append("## Errors\n")
+    tree = inspect.getdoc(sys.modules["atoll.errors"]) or ""
+    parts.append("```text\n" + inspect.cleandoc(tree.split("::", 1)[1].split("``ValuesError``")[0]).strip() + "\n```\n")
+    parts += [_entry(atoll, name) for name in errors]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _entry(module: Any, name: str) -> str:
+    thing = getattr(module, name)
+    lines = [f"### `{module.__name__}.{name}`\n"]
+    if inspect.isclass(thing) and issubclass(thing, Exception):
+        bases = ", ".join(f"`{base.__name__}`" for base in thing.__bases__)
+        lines.append(f"Derives from {bases}.\n")
+    elif signature := _signature(thing):
+        lines.append(f"```text\n{name}{signature}\n```\n")
+    lines.append(_text(thing))
+    if inspect.isclass(thing) and not issubclass(thing, Exception):
+        for attribute in _own_attributes(thing):
+            member = inspect.getattr_static(thing, attribute)
+            inner = member.fget if isinstance(member, property) else member
+            if not inspect.getdoc(inner):
+                continue
+            shown = attribute if isinstance(member, property) else attribute + (_signature(inner) or "()")
+            lines.append(f"**`{shown}`**\n")
+            lines.append(_text(inner))
+    return "\n".join(lines)
+
+
+def _own_attributes(cls: type) -> list[str]:
+    public = [name for name in vars(cls) if not name.startswith("_") or name == "__call__"]
+    return [name for name in public if callable(vars(cls)[name]) or isinstance(vars(cls)[name], property)]
+
+
+def _signature(thing: Any) -> str | None:
+    try:
+        text = str(inspect.signature(thing))
+    except (TypeError, ValueError):
+        return None
+    return text.replace("'", "").replace("(self, ", "(").replace("(self)", "()")
+
+
+def _text(thing: Any) -> str:
+    """A docstring as Markdown: its Args, Returns, Raises and Attributes become lists."""
+    lines: list[str] = []
+    section = False
+    for line in (inspect.getdoc(thing) or "").replace("``", "`").splitlines():
+        stripped = line.strip()
+        if stripped in ("Args:", "Returns:", "Raises:", "Attributes:"):
+            lines += [f"*{stripped}*", ""]
+            section = True
+        elif section and line.startswith("    ") and not line.startswith("     "):
+            lines.append(f"- {stripped}")
+        elif section and line.startswith("     "):
+            lines.append(f"  {stripped}")
+        else:
+            if stripped:
+                section = False
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    page = render()
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text(encoding="utf-8") != page:
+            print(f"{PAGE.name} is behind the docstrings; run `make docs`")
+            return 1
+        return 0
+    PAGE.write_text(page, encoding="utf-8")
+    print(f"wrote {PAGE.name}: {len(page.splitlines())} lines")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
