@@ -106,7 +106,7 @@ def restore_timezone(offset: Any, name: Optional[str]) -> Any:
     import datetime
 
     if name is None:
-        return datetime.UTC if not offset else datetime.timezone(offset)
+        return datetime.timezone(offset)  # one without offset is datetime.timezone.utc itself
     return datetime.timezone(offset, name)
 
 
@@ -259,8 +259,8 @@ def _reduce_ndarray(value: Any) -> Reduced:
 def restore_ndarray(spelled: Any, shape: Tuple[int, ...], order: str, buffer: Any) -> Any:
     numpy = _numpy()
     dtype = _read_dtype(numpy, spelled)
-    if dtype.hasobject:
-        raise DecodeError("bytes cannot be read as objects")
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise DecodeError(f"bytes cannot be read as items of dtype {dtype}")
     count = 1
     for length in shape:
         if length < 0:

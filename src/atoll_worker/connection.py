@@ -57,6 +57,7 @@ _NAPS = (10, 100, 1000)
 # What fits a slot beside the header.
 _INLINE = SLOT_SIZE - HEADER_SIZE
 _ANSWERS = (RESULT, ERROR)
+_CODECS = (wire.PICKLE, wire.JSON, wire.RAW)  # the usual one first
 
 # Connections in this process whose threads are polling and yielding.
 _yielding = set()  # type: set[Connection]
@@ -89,7 +90,7 @@ class Connection:
         self.sock = sock
         self.conversation = Conversation(role)
         self.spin = spin
-        self.slept = False  # whether the last wait went as far as sleeping
+        self.asleep_for = 0.0  # seconds that the last wait slept; 0.0 if it did not go that far
         self.on_idle: Optional[Callable[[], None]] = None  # called once, when a sleep without deadline gets long
         self._reader = FrameReader()
         self._poller = select.poll()
@@ -204,7 +205,7 @@ class Connection:
             ConnectionClosed: the other side is gone.
             DeadlinePassed: nothing came in time.
         """
-        self.slept = False
+        self.asleep_for = 0.0
         frame = self.poll_frame()
         for _ in self._yields:
             if frame is not None:
@@ -228,6 +229,8 @@ class Connection:
             if not self._read_socket():
                 return None
             frame = self._reader.next_frame()
+            if frame is None and not self._reader.partial:
+                return None  # nothing but wakes came; a stream of them must not keep this side from its deadline
         self._announced = False
         self.conversation.received(frame.kind, frame.codec, frame.call_id)
         return frame
@@ -307,7 +310,7 @@ class Connection:
             raise RemoteProtocolError("a frame came over the socket that no slot announced")
 
     def _sleep_for_frame(self, deadline: Optional[float]) -> Frame:
-        self.slept = True
+        began = time.monotonic()
         naps = 0
         while True:
             try:
@@ -322,6 +325,7 @@ class Connection:
                 self.end_sleep()
             frame = self.poll_frame()
             if frame is not None:
+                self.asleep_for = time.monotonic() - began
                 return frame
 
     def _poll(self, deadline: Optional[float], at_most_ms: int) -> bool:
@@ -366,7 +370,7 @@ class Connection:
         lane = self._lane
         length = len(payload)
         conversation = self.conversation
-        self.slept = False
+        self.asleep_for = 0.0
         if lane is None or buffers or length > _INLINE or conversation.state is not IDLE:
             left = self.start_send(CALL, codec, payload, buffers)
             while left:
@@ -402,7 +406,7 @@ class Connection:
                 self._yield_while_alone(word, read)
             if words[word] == read + 2:
                 kind, codec, count, length, replied = _unpack_from(self._memory, lane.read_offset)
-                if length <= _INLINE and count == 0 and replied == call_id and (kind in _ANSWERS):
+                if length <= _INLINE and count == 0 and replied == call_id and kind in _ANSWERS and codec in _CODECS:
                     self._read = read + 2
                     conversation.state = IDLE
                     start = lane.read_offset + HEADER_SIZE
@@ -459,6 +463,7 @@ class Connection:
                     and call_id == conversation.call_id + 1
                     and length <= _INLINE
                     and count == 0
+                    and codec in _CODECS
                 ):
                     self._read = read + 2
                     conversation.state = CALLING
@@ -478,7 +483,7 @@ class Connection:
         lane = self._lane
         length = len(payload)
         conversation = self.conversation
-        if lane is None or buffers or length > _INLINE or conversation.state is not CALLING:
+        if lane is None or buffers or length > _INLINE or conversation.state is not CALLING or kind not in _ANSWERS:
             self.send(kind, codec, payload, buffers)
             return
         conversation.state = IDLE

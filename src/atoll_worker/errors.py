@@ -47,6 +47,10 @@ class RemoteProtocolError(ProtocolError):
 # -- exceptions as data --------------------------------------------------------------------------------------------
 
 MAX_TEXT = 20_000  # characters of a message or note
+MAX_LINE = 1_000  # characters of a source line
+MAX_PARTS = 100  # arguments, and attributes
+MAX_PART = 1 << 20  # encoded bytes of one of them
+MAX_NOTES = 100
 MAX_FRAMES = 200
 MAX_CHAIN = 20
 
@@ -56,7 +60,8 @@ def describe_exception(error: BaseException, encodable: Callable[[Any], bool], s
 
     Args:
         error: what was raised.
-        encodable: tells whether a value can cross; arguments that cannot are sent as their ``repr``.
+        encodable: tells whether a value can cross and is small enough to; arguments that cannot are sent as their
+            ``repr``, attributes are left out.
         skip: how many of the outermost frames to leave out, because they are atoll's own.
     """
     return _describe(error, encodable, skip, {})
@@ -67,40 +72,61 @@ def _describe(
 ) -> Dict[str, Any]:
     seen[id(error)] = True
     cls = type(error)
+
+    def parts() -> List[Any]:
+        if isinstance(error, SyntaxError):
+            place = (error.filename, error.lineno, error.offset, error.text)
+            return [_plain(error.msg, encodable), tuple(_plain(part, encodable) for part in place)]
+        return [_plain(part, encodable) for part in error.args[:MAX_PARTS]]
+
+    def state() -> Dict[str, Any]:
+        found = {}
+        for name, part in list((getattr(error, "__dict__", None) or {}).items())[:MAX_PARTS]:
+            if type(name) is str and name != "__notes__" and _passes(name, encodable) and _passes(part, encodable):
+                found[name] = part
+        return found
+
+    def notes() -> List[str]:
+        noted = getattr(error, "__notes__", ())
+        return [_text(lambda: note) for note in (noted[:MAX_NOTES] if isinstance(noted, (list, tuple)) else (noted,))]  # noqa: B023
+
     described: Dict[str, Any] = {
         "type": _text(lambda: cls.__qualname__),
         "module": _text(lambda: cls.__module__),
-        "registered": _registered_names(cls),
-        "bases": [base.__name__ for base in cls.__mro__ if base.__module__ == "builtins"],
+        "registered": _attempt(lambda: _registered_name(cls), None),
+        "bases": _attempt(lambda: [_text(lambda: base.__name__) for base in cls.__mro__ if _is_builtin(base)], []),  # noqa: B023
         "message": _text(lambda: str(error)),
-        "args": [],
-        "state": {},
-        "notes": [],
-        "frames": [],
-        "suppress_context": bool(error.__suppress_context__),
+        "args": _attempt(parts, []),
+        "state": _attempt(state, {}),
+        "notes": _attempt(notes, []),
+        "frames": _attempt(lambda: describe_frames(error.__traceback__, skip), []),
+        "suppress_context": _attempt(lambda: bool(error.__suppress_context__), False),
     }
-    try:
-        described["args"] = [_plain(part, encodable) for part in error.args]
-        state = getattr(error, "__dict__", None) or {}
-        described["state"] = {
-            name: part for name, part in state.items() if name != "__notes__" and _passes(part, encodable)
-        }
-        described["notes"] = [_text(lambda: str(note)) for note in getattr(error, "__notes__", ())][:100]  # noqa: B023
-        if isinstance(error, SyntaxError):
-            described["args"] = [error.msg, (error.filename, error.lineno, error.offset, error.text)]
-        described["frames"] = describe_frames(error.__traceback__, skip)
-    except Exception:
-        pass  # whatever a strange class does when it is looked at, what was gathered so far is sent
     if len(seen) <= MAX_CHAIN:
-        cause, context = error.__cause__, error.__context__
-        if cause is not None and id(cause) not in seen:
-            described["cause"] = _describe(cause, encodable, 0, seen)
-        if context is not None and id(context) not in seen:
-            described["context"] = _describe(context, encodable, 0, seen)
-        group = getattr(error, "exceptions", None)
-        if "ExceptionGroup" in described["bases"] or "BaseExceptionGroup" in described["bases"]:
-            described["exceptions"] = [_describe(one, encodable, 0, seen) for one in (group or ())[:MAX_CHAIN]]
+        for key, other in (
+            ("cause", _attempt(lambda: error.__cause__, None)),
+            ("context", _attempt(lambda: error.__context__, None)),
+        ):
+            if isinstance(other, BaseException) and id(other) not in seen:
+                described[key] = _describe(other, encodable, 0, seen)
+        if "BaseExceptionGroup" in described["bases"]:
+            group = _attempt(lambda: list(error.exceptions[:MAX_CHAIN]), [])  # type: ignore[attr-defined]
+            described["exceptions"] = [
+                _describe(one, encodable, 0, seen) for one in group if isinstance(one, BaseException)
+            ]
     return described
+
+
+def _attempt(make: Callable[[], Any], otherwise: Any) -> Any:
+    """What ``make`` gives, or ``otherwise``: a strange class may do anything when it is looked at."""
+    try:
+        return make()
+    except BaseException:
+        return otherwise
+
+
+def _is_builtin(cls: type) -> bool:
+    return cls.__module__ == "builtins"
 
 
 _remembered: Dict[str, str] = {}
@@ -131,8 +157,9 @@ def describe_frames(traceback: Optional[TracebackType], skip: int = 0) -> List[T
         else:
             code = traceback.tb_frame.f_code
             # co_qualname, which the interpreter's own tracebacks do not show, is left aside on purpose
-            line = linecache.getline(code.co_filename, traceback.tb_lineno, traceback.tb_frame.f_globals)
-            frames.append((code.co_filename, traceback.tb_lineno, code.co_name, line.strip()))
+            number = traceback.tb_lineno or 0  # there is None where an instruction belongs to no line
+            line = linecache.getline(code.co_filename, number, traceback.tb_frame.f_globals)
+            frames.append((code.co_filename, number, code.co_name, line.strip()[:MAX_LINE]))
         traceback = traceback.tb_next
     if len(frames) > MAX_FRAMES:
         half = MAX_FRAMES // 2
@@ -151,19 +178,23 @@ def format_exception(error: BaseException, skip: int = 0) -> str:
         for _ in range(skip):
             shown = shown.tb_next if shown is not None else None
         return "".join(traceback.format_exception(type(error), error, shown))[-MAX_TEXT:]
-    except Exception as strange:
-        return f"{type(error).__qualname__} (its traceback cannot be printed: {type(strange).__qualname__})\n"
+    except BaseException as strange:
+        name = _text(lambda: type(error).__qualname__)
+        return f"{name} (its traceback cannot be printed: {_text(lambda: type(strange).__qualname__)})\n"
+
+
+_own_name = type.__dict__["__name__"].__get__  # whatever a metaclass makes of it
 
 
 def _text(make: Callable[[], object]) -> str:
     try:
-        text = str(make())
-    except Exception as strange:
-        return f"<cannot be shown: {type(strange).__qualname__}>"
+        text = str.__str__(str(make()))  # a subclass of str could not cross, and need not tell the truth
+    except BaseException as strange:
+        return f"<cannot be shown: {_own_name(type(strange))}>"
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + f"... ({len(text):,} characters)"
 
 
-def _registered_names(cls: type) -> Optional[str]:
+def _registered_name(cls: type) -> Optional[str]:
     known = by_class(cls)
     return None if known is None else known.name
 
@@ -173,6 +204,6 @@ def _plain(value: Any, encodable: Callable[[Any], bool]) -> Any:
 
 
 def _passes(value: Any, encodable: Callable[[Any], bool]) -> bool:
-    if isinstance(value, str):
+    if type(value) is str:
         return len(value) <= MAX_TEXT
-    return encodable(value)
+    return bool(_attempt(lambda: encodable(value), False))

@@ -39,7 +39,8 @@ class Registered:
         self.kind = kind
         self.encode = encode
         self.decode = decode
-        self.fields = tuple(getattr(cls, "__dataclass_fields__", ())) if kind == DATACLASS else ()
+        # Without class variables and the parameters of __init__ that are no fields.
+        self.fields = tuple(field.name for field in sys.modules["dataclasses"].fields(cls)) if kind == DATACLASS else ()
 
 
 _by_class: Dict[type, Registered] = {}

@@ -14,7 +14,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from . import lifeline, wire
 from .connection import Connection, ConnectionClosed
 from .control import Control
-from .errors import ProtocolError, describe_exception, format_exception, remember_source
+from .errors import MAX_PART, ProtocolError, describe_exception, format_exception, remember_source
 from .lane import Lane
 from .service import DESCRIBE, FunctionTable, table_of_module
 from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
@@ -125,7 +125,8 @@ class Runtime:
                 "text": format_exception(error, skip),
                 "error": describe_exception(error, self._can_cross, skip),
             }
-            connection.send(wire.ERROR, wire.PICKLE, self._encoder.encode(report))
+            payload = self._encoder.encode(report)
+            connection.send(wire.ERROR, wire.PICKLE, payload, self._encoder.take_buffers())
             return False
         self.table.functions[DESCRIBE] = self.table.describe
         ready = {
@@ -142,10 +143,11 @@ class Runtime:
 
     def _can_cross(self, value: object) -> bool:
         try:
-            Encoder().encode(value)
+            encoder = Encoder()
+            size = len(encoder.encode(value)) + sum(view.nbytes for view in encoder.take_buffers())
         except Exception:
             return False
-        return True
+        return size <= MAX_PART
 
     # -- calls -----------------------------------------------------------------------------------------------
 
@@ -206,7 +208,8 @@ class Runtime:
 
     def _reply(self, described: Dict[str, Any]) -> None:
         try:
-            self.connection.reply(wire.ERROR, wire.PICKLE, self._encoder.encode(described))
+            payload = self._encoder.encode(described)
+            self.connection.reply(wire.ERROR, wire.PICKLE, payload, self._encoder.take_buffers())
         except ConnectionClosed:
             pass  # the next receive() says so too
 

@@ -8,13 +8,14 @@ descriptions help, they never stand in the way of a call.
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import datetime
 import enum
 import inspect
 import pathlib
 import typing
 import uuid
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 _SCALARS: Dict[Any, Dict[str, Any]] = {
     int: {"type": "integer"},
@@ -38,6 +39,7 @@ _SCALARS: Dict[Any, Dict[str, Any]] = {
 }
 _ARRAYS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Set)
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+_DEFAULTS = (type(None), bool, int, float, str)
 _UNIONS = {typing.Union, getattr(__import__("types"), "UnionType", typing.Union)}
 
 
@@ -45,7 +47,8 @@ def describe_function(function: Callable[..., Any]) -> Dict[str, Any]:
     """``signature``, ``doc`` and ``parameters`` (a JSON Schema of type object) of a function. Never raises."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):
+        text = _signature_text(signature)
+    except Exception:  # some built-in functions have none, and the text holds the repr of the defaults
         return {"signature": "(...)", "doc": inspect.getdoc(function) or "", "parameters": {"type": "object"}}
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -53,7 +56,7 @@ def describe_function(function: Callable[..., Any]) -> Dict[str, Any]:
         # A name that exists only for type checkers: the other annotations are lost too, the names are not.
         hints = {}
     return {
-        "signature": _signature_text(signature),
+        "signature": text,
         "doc": inspect.getdoc(function) or "",
         "parameters": parameters_schema(signature, hints),
     }
@@ -97,7 +100,7 @@ def parameters_schema(signature: inspect.Signature, hints: Dict[str, Any]) -> Di
             one = {"type": "array", "items": one}
         elif parameter.default is parameter.empty:
             required.append(name)
-        elif isinstance(parameter.default, (bool, int, float, str, type(None))):
+        elif type(parameter.default) in _DEFAULTS and not _is_endless(parameter.default):
             one = {**one, "default": parameter.default}
         properties[name] = one
     if required:
@@ -105,53 +108,84 @@ def parameters_schema(signature: inspect.Signature, hints: Dict[str, Any]) -> Di
     return schema
 
 
+def _is_endless(value: Any) -> bool:
+    """Infinite or no number, which JSON does not have."""
+    return type(value) is float and not -float("inf") < value < float("inf")
+
+
 def type_schema(hint: Any) -> Dict[str, Any]:
     """The JSON Schema of a type annotation; ``{}``, which admits anything, where there is none."""
+    return _type_schema(hint, ())
+
+
+def _type_schema(hint: Any, within: Tuple[Any, ...]) -> Dict[str, Any]:
+    """``within``: the classes whose fields are being described; one that holds itself admits anything there."""
     try:
-        if hint in _SCALARS:
-            return dict(_SCALARS[hint])
-    except TypeError:
-        return {}  # not hashable
+        return _schema_of(hint, within)
+    except Exception:
+        return {}  # an annotation may be any object, and a class's own annotations may not be possible to evaluate
+
+
+def _schema_of(hint: Any, within: Tuple[Any, ...]) -> Dict[str, Any]:
+    if hint in _SCALARS:
+        return dict(_SCALARS[hint])
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is not None and hasattr(typing, "Annotated") and hasattr(hint, "__metadata__"):
-        schema = type_schema(arguments[0])
+    if origin is not None and hasattr(hint, "__metadata__"):  # Annotated
+        schema = _type_schema(arguments[0], within)
         words = [word for word in hint.__metadata__ if isinstance(word, str)]
         return {**schema, "description": words[0]} if words else schema
     if origin in _UNIONS:
-        return {"anyOf": [type_schema(one) for one in arguments]}
+        return {"anyOf": [_type_schema(one, within) for one in arguments]}
     if origin is typing.Literal:
-        return {"enum": list(arguments)}
+        return _enum_schema(arguments)
+    if (
+        origin is not None
+        and origin in _SCALARS
+        and (not arguments or isinstance(arguments[0], typing.TypeVar))
+        and hint != Tuple[()]
+    ):
+        return dict(_SCALARS[origin])  # typing.List and the like, without arguments
     if origin is tuple:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return {"type": "array", "items": type_schema(arguments[0])}
-        fixed = [type_schema(one) for one in arguments]
+            return {"type": "array", "items": _type_schema(arguments[0], within)}
+        fixed = [_type_schema(one, within) for one in arguments if one != ()]  # Tuple[()] has () before Python 3.11
         return {"type": "array", "prefixItems": fixed, "minItems": len(fixed), "maxItems": len(fixed)}
     if origin in _ARRAYS:
-        schema = {"type": "array", "items": type_schema(arguments[0])}
+        schema = {"type": "array", "items": _type_schema(arguments[0], within)}
         return {**schema, "uniqueItems": True} if origin in (set, frozenset) else schema
     if origin in _MAPPINGS:
-        return {"type": "object", "additionalProperties": type_schema(arguments[1])}
+        return {"type": "object", "additionalProperties": _type_schema(arguments[1], within)}
+    if type(origin) is type(typing.ClassVar):  # Required and NotRequired, Final
+        return _type_schema(arguments[0], within)
     if isinstance(hint, type):
         if issubclass(hint, enum.Enum):
-            return {"enum": [member.value for member in hint]}
-        if hasattr(hint, "__dataclass_fields__") or typing.get_type_hints(hint):
-            return _object_schema(hint)
+            return _enum_schema(member.value for member in hint)
+        if hint not in within and (hasattr(hint, "__dataclass_fields__") or typing.get_type_hints(hint)):
+            return _object_schema(hint, (*within, hint))
     return {}
 
 
-def _object_schema(cls: Any) -> Dict[str, Any]:
+def _enum_schema(values: Iterable[Any]) -> Dict[str, Any]:
+    """One of these values; anything, if JSON has no such values."""
+    listed = [value.value if isinstance(value, enum.Enum) else value for value in values]
+    return {"enum": listed} if all(type(value) in _DEFAULTS for value in listed) else {}
+
+
+def _object_schema(cls: Any, within: Tuple[Any, ...]) -> Dict[str, Any]:
     """Dataclasses, TypedDicts and named tuples."""
     hints = typing.get_type_hints(cls, include_extras=True)
+    if hasattr(cls, "__dataclass_fields__"):
+        hints = {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
     schema: Dict[str, Any] = {
         "type": "object",
         "title": cls.__name__,
-        "properties": {name: {} if hint is cls else type_schema(hint) for name, hint in hints.items()},
+        "properties": {name: _type_schema(hint, within) for name, hint in hints.items()},
     }
     required = getattr(cls, "__required_keys__", None)
     if required is None:
         defaults = getattr(cls, "_field_defaults", {})
         fields = getattr(cls, "__dataclass_fields__", {})
-        missing = __import__("dataclasses").MISSING
+        missing = dataclasses.MISSING
         required = [
             name
             for name in hints

@@ -83,7 +83,7 @@ class FunctionTable:
         """Raises:
         ValueError: the name is taken.
         """
-        if name in self.functions:
+        if name in self.functions and self.functions[name] != function:  # the same under two names is one
             raise ValueError(
                 f"two functions are exposed as {name!r}: {_place(self.functions[name])} and {_place(function)}; "
                 "give one of them another name with @expose(name=...), or choose one class with 'module:Class'"
@@ -134,9 +134,11 @@ def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTa
     table = FunctionTable()
     if class_name is not None:
         cls = getattr(module, class_name, None)
-        if not isinstance(cls, type):
+        if not (isinstance(cls, type) and issubclass(cls, Service)):
             classes = sorted(name for name, one in vars(module).items() if _is_own_service(one, module))
-            raise ValueError(f"{_name_of(module)} has no class {class_name!r}; its services are: {classes or 'none'}")
+            raise ValueError(
+                f"{_name_of(module)} has no Service class {class_name!r}; its services are: {classes or 'none'}"
+            )
         table.add_service(cls)
     else:
         for one in list(vars(module).values()):
@@ -146,7 +148,6 @@ def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTa
                 not isinstance(one, type)
                 and getattr(one, "__module__", None) == module.__name__
                 and isinstance(getattr(one, _MARK, None), str)
-                and table.functions.get(getattr(one, _MARK)) is not one
             ):
                 table.add(getattr(one, _MARK), one)
     if not table.functions:

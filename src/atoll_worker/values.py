@@ -174,7 +174,8 @@ class Decoder:
         is_plain = self._is_plain
         try:
             if is_plain is None:
-                if _STACK_GLOBAL not in payload:
+                # Only bytes can be searched quickly; what comes with buffers of its own, or is large, is neither.
+                if (payload.__class__ is bytes or payload.__class__ is bytearray) and _STACK_GLOBAL not in payload:
                     return _loads(payload)
             elif is_plain(payload) is not None:
                 return _loads(payload)

@@ -19,7 +19,7 @@ a reply carries the id of its call.
 from __future__ import annotations
 
 from _struct import Struct  # what `struct` re-exports; a worker's start is counted in milliseconds
-from mmap import mmap
+from mmap import ACCESS_COPY, mmap
 
 from .errors import LocalProtocolError, RemoteProtocolError
 
@@ -250,6 +250,8 @@ class FrameReader:
         """Where the next received bytes belong; never empty."""
         if self._part is not None:
             return memoryview(self._part)[self._part_filled :]
+        if self._header is None:
+            self._skip_wakes()  # they may come one by one between frames that took another way
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end == self.SCRATCH:
@@ -320,11 +322,15 @@ class FrameReader:
         self._buffers = []
         return frame
 
-    def _take_header(self) -> bool:
+    def _skip_wakes(self) -> None:
         scratch, start, end = self._scratch, self._start, self._end
         while start < end and scratch[start] == WAKE:
             start += 1
         self._start = start
+
+    def _take_header(self) -> bool:
+        self._skip_wakes()
+        scratch, start, end = self._scratch, self._start, self._end
         if end - start < HEADER_SIZE:
             if start < end and scratch[start] not in KIND_NAMES:
                 raise RemoteProtocolError(f"a frame of unknown kind {scratch[start]}")
@@ -360,7 +366,8 @@ def _allocate(size: int) -> Union[bytearray, mmap]:
     if size < 1 << 20:
         return bytearray(size)
     try:
-        return mmap(-1, size)
+        # Private: what a process forked from this one writes there is its own.
+        return mmap(-1, size, access=ACCESS_COPY)
     except OSError as error:
         raise RemoteProtocolError(f"{size:,} bytes were announced, more than can be reserved: {error}") from None
 

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 
     from .worker import Worker, WorkerPlan
 
+_PICKLE = wire.PICKLE
+_RESULT = wire.RESULT
+
 # Seconds that a worker gets to tear down and exit when its service is closed.
 STOP_GRACE = 3.0
-# A wait this long, in seconds, and the next call of the same function goes to sleep at once instead of polling.
+# A sleep this long, in seconds, and the next call of the same function goes to sleep at once instead of polling.
 _PATIENT_ABOVE = 0.0002
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -154,22 +157,17 @@ class Pool:
             connection = worker.connection
             slow = self._slow
             try:
-                if slow and function in slow:
-                    began = time.monotonic()
-                    kind, _, payload, buffers = connection.exchange(wire.PICKLE, payload, buffers, deadline, True)
-                    if time.monotonic() - began < _PATIENT_ABOVE:
-                        slow.discard(function)
-                else:
-                    kind, _, payload, buffers = connection.exchange(wire.PICKLE, payload, buffers, deadline)
-                    if connection.slept:
-                        slow.add(function)
+                patient = function in slow
+                kind, _, payload, buffers = connection.exchange(_PICKLE, payload, buffers, deadline, patient)
+                if (connection.asleep_for > _PATIENT_ABOVE) is not patient:
+                    (slow.discard if patient else slow.add)(function)
             except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
                 self._raise_broken(error, worker, function, timeout)
         finally:
             turnstile.give()  # the same as leave(), inline
             if turnstile.queue:
                 turnstile.pass_on()
-        if kind == wire.RESULT:
+        if kind == _RESULT:
             return worker.decoder.decode(payload, buffers)
         self._raise_error(payload, buffers, worker, function)
 
