@@ -179,8 +179,7 @@ def format_exception(error: BaseException, skip: int = 0) -> str:
             shown = shown.tb_next if shown is not None else None
         return "".join(traceback.format_exception(type(error), error, shown))[-MAX_TEXT:]
     except BaseException as strange:
-        name = _text(lambda: type(error).__qualname__)
-        return f"{name} (its traceback cannot be printed: {_text(lambda: type(strange).__qualname__)})\n"
+        return f"{_own_name(type(error))} (its traceback cannot be printed: {_own_name(type(strange))})\n"
 
 
 _own_name = type.__dict__["__name__"].__get__  # whatever a metaclass makes of it

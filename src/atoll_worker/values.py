@@ -231,8 +231,11 @@ def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) 
     if isinstance(error, EncodeError):
         return error
     if isinstance(error, RecursionError):
-        deepest = max(parts, key=lambda part: _depth(part[1]), default=("the value", None))
-        return EncodeError(f"{deepest[0]} is nested too deeply to be passed ({_depth(deepest[1]):,} levels)")
+        depth, label = max(((_depth(value), label) for label, value in parts), default=(0, "the value"))
+        return EncodeError(
+            f"{label} is nested too deeply to be passed ({depth:,} levels), or holds itself elsewhere than in a list, "
+            "dict or set"
+        )
     if not isinstance(error, Unsupported):
         labels = ", ".join(label for label, _ in parts)
         return EncodeError(f"{labels} cannot be passed: {type(error).__name__}: {error}")
@@ -258,6 +261,10 @@ def _could_be_registered(cls: type) -> bool:
     return hasattr(cls, "__dataclass_fields__") or hasattr(cls, "__members__") or hasattr(cls, "_fields")
 
 
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple, set, frozenset)) or hasattr(type(value), "__dataclass_fields__")
+
+
 def _depth(value: Any) -> int:
     """How deeply containers are nested; a value that holds itself counts once."""
     depth = 0
@@ -268,7 +275,7 @@ def _depth(value: Any) -> int:
         for one in level:
             if id(one) not in seen:
                 seen.add(id(one))
-                following.extend(child for _, child in children(one) if isinstance(child, (dict, list, tuple, set)))
+                following.extend(child for _, child in children(one) if _is_container(child))
         level = following
         depth += 1
     return depth
