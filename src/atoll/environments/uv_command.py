@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running uv: with a clean environment, in a neutral folder, its words kept unchanged.
+
+What always holds here: uv sees the user's indexes, credentials, certificates and caches, and nothing of the virtual
+environment or project that the host happens to run in; it is never a parent of user code. What does not belong here:
+which commands to give.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import BuildError
+
+# Of uv's own variables those that say where packages come from and how they travel; the others choose interpreters,
+# environments, constraints or projects, and would mix the shell's with ours.
+_UV_KEPT = (
+    "UV_CACHE_DIR", "UV_NO_CACHE", "UV_CONFIG_FILE", "UV_NO_CONFIG", "UV_LINK_MODE", "UV_OFFLINE", "UV_EXCLUDE_NEWER",
+    "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_KEYRING_PROVIDER", "UV_INSECURE_HOST",
+    "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES", "UV_HTTP_CONNECT_TIMEOUT",
+    "UV_REQUEST_TIMEOUT", "UV_GITHUB_TOKEN", "UV_GIT_LFS", "UV_CREDENTIALS_DIR", "UV_PYTHON_DOWNLOADS",
+    "UV_TORCH_BACKEND", "UV_PRERELEASE",
+)  # fmt: skip
+_UV_KEPT_PREFIXES = ("UV_INDEX_", "UV_CONCURRENT_", "UV_PYTHON_INSTALL_", "UV_PYPY_INSTALL_", "UV_PYTHON_DOWNLOADS_")
+# Source distributions may call pip while they build; the same holds for its variables.
+_PIP_KEPT = (
+    "PIP_CERT", "PIP_CLIENT_CERT", "PIP_CONFIG_FILE", "PIP_DEFAULT_TIMEOUT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS",
+    "PIP_INDEX_URL", "PIP_PROXY", "PIP_TRUSTED_HOST",
+)  # fmt: skip
+_DROPPED = ("VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "RUST_LOG", "FORCE_COLOR",
+            "CLICOLOR_FORCE", "COLUMNS")  # fmt: skip
+_DROPPED_PREFIXES = ("PYTHON", "__PYVENV", "UV_", "PIP_")
+
+
+@dataclass(frozen=True)
+class UvResult:
+    """What uv did: its exit status, its output, and its messages without any change."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The host's variables, less those that would mix its own environment into the one being built."""
+    kept = {}
+    for name, value in environ.items():
+        wanted = name in _UV_KEPT or name in _PIP_KEPT or name.startswith(_UV_KEPT_PREFIXES)
+        if wanted or not (name in _DROPPED or name.startswith(_DROPPED_PREFIXES)):
+            kept[name] = value
+    kept["NO_COLOR"] = "1"
+    kept["UV_NO_PROGRESS"] = "1"
+    return kept
+
+
+def find_uv() -> str:
+    """Path of the uv that this installation of atoll depends on, else of one on PATH.
+
+    Raises:
+        BuildError: there is none.
+    """
+    import shutil
+
+    try:
+        from uv import find_uv_bin
+
+        return find_uv_bin()
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+        if found is None:
+            raise BuildError("uv is not installed beside atoll nor on PATH; run `pip install uv`") from None
+        return found
+
+
+def run_uv(
+    arguments: Sequence[str],
+    *,
+    offline: bool,
+    cwd: str = "/",
+    stdin: str = "",
+    variables: Mapping[str, str] | None = None,
+    inherit: Sequence[int] = (),
+    on_line: Callable[[str], object] | None = None,
+) -> UvResult:
+    """Run one uv command to its end.
+
+    Args:
+        arguments: the command, without ``uv`` itself.
+        offline: forbid the network.
+        cwd: folder to run in. uv takes settings from the project around it, so the default is where there is none.
+        stdin: what it reads.
+        variables: further environment variables.
+        inherit: file descriptors it holds open as long as it (and what it starts) runs.
+        on_line: called with each line it says, as it says it.
+
+    Raises:
+        BuildError: uv cannot be started.
+    """
+    import subprocess
+    import tempfile
+
+    command = [find_uv(), *arguments, "--color", "never"]
+    if offline:
+        command.append("--offline")
+    said: list[bytes] = []
+    # Files rather than pipes on both ends: only one stream is left to read, so nothing can fill up and block.
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
+        given.write(stdin.encode("utf-8", "surrogateescape"))
+        given.seek(0)
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={**clean_environ(os.environ), **(variables or {})},
+                stdin=given,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                pass_fds=tuple(inherit),
+            )
+        except OSError as error:
+            raise BuildError(f"{command[0]} cannot be started: {error.strerror}") from error
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                said.append(line)
+                text = line.decode("utf-8", "replace").rstrip()
+                if on_line is not None and text:
+                    on_line(text)
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(timeout=2.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
+        finally:
+            process.stderr.close()
+        output.seek(0)
+        stdout = output.read().decode("utf-8", "replace")
+    return UvResult(status, stdout, b"".join(said).decode("utf-8", "replace"))
+
+
+def wants_network(result: UvResult) -> bool:
+    """Whether a command that ran offline failed for that reason; uv says so in one of these ways."""
+    words = result.stderr.lower()
+    return any(
+        phrase in words
+        for phrase in ("network was disabled", "not found in the cache", "network connectivity is disabled", "offline")
+    )
