@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What opening a ready environment costs, and whether it starts a process or opens a connection to do so.
 
-Usage: ``python -m benchmarks.open_environment RUNS``; prints one JSON object, times in nanoseconds.
+Usage: ``python -m benchmarks.open_environment time|count``; prints one JSON object.
 
-Processes and connections are counted by an audit hook, which sees what the interpreter itself is asked to do;
-the hook is added after the timed runs, since it would slow them.
+``time`` opens the environment once and prints the nanoseconds; it is run in a fresh process for every sample, since
+what a process opened before it may remember. ``count`` opens it once under an audit hook, which would slow the other,
+and prints how many processes and connections the interpreter was asked for.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict
 from time import perf_counter_ns
 from typing import Any
 
 from atoll.environments import environment_request, open_environment
 from atoll.manifest import ServiceSpec, function_spec
-from benchmarks.percentiles import summarize
 
 PROCESS_EVENTS = (
     "subprocess.Popen",
@@ -40,7 +39,7 @@ def open_once(spec: ServiceSpec) -> int:
 
 
 def count_events(spec: ServiceSpec) -> Counter[str]:
-    """Opens once more under an audit hook. Returns how often each kind of event happened."""
+    """Opens once under an audit hook. Returns how often each kind of event happened."""
     seen: Counter[str] = Counter()
 
     def notice(event: str, _arguments: tuple[Any, ...]) -> None:
@@ -52,20 +51,17 @@ def count_events(spec: ServiceSpec) -> Counter[str]:
     return Counter(seen)
 
 
-def measure(runs: int) -> dict[str, Any]:
-    """Opens an environment that is made ready beforehand."""
+def measure(what: str) -> dict[str, Any]:
+    """One opening in this process. The first one ever makes the environment ready, which is no sample."""
     spec = function_spec("benchmark", dependencies=["numpy"])
-    first = open_once(spec)
-    taken = [open_once(spec) for _ in range(runs)]
+    if what == "time":
+        return {"nanoseconds": open_once(spec)}
     seen = count_events(spec)
     return {
-        "runs": runs,
-        "making_it_ready": first,
-        "open": asdict(summarize(taken)),
         "processes": sum(seen[event] for event in PROCESS_EVENTS),
         "connections": sum(seen[event] for event in NETWORK_EVENTS),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]))))
+    print(json.dumps(measure(sys.argv[1])))
