@@ -22,6 +22,8 @@ Everything public is here. The rooms behind it, lowest first: ``errors``, ``mani
 from __future__ import annotations
 
 import atexit as _atexit
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from atoll_worker.registry import register
 
@@ -50,8 +52,10 @@ from .errors import (
     WorkerError,
     WorkerStartError,
 )
-from .manifest import ServiceSpec
 from .pool.pool import shutdown
+
+if _TYPE_CHECKING:
+    from .manifest import ServiceSpec
 
 __version__ = "0.1.0"
 
@@ -88,6 +92,15 @@ __all__ = [
     "register",
     "shutdown",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "ServiceSpec":  # brings msgspec, which takes longer to import than all the rest
+        from .manifest import ServiceSpec
+
+        return ServiceSpec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # Before the interpreter ends: services tear down in order, for a bounded time.
 _atexit.register(shutdown)

@@ -143,6 +143,7 @@ class Connection:
         # Buffers of their own are large, or would not be: their frames go over the socket.
         if len(pieces) > 2 or HEADER_SIZE + len(pieces[1]) > SLOT_SIZE:
             words[lane.write_number_word] = number + 1
+            lane.fence[(number >> 1) & 1]()  # not needed here, but it is every other one's turn
             return self.continue_send(pieces)
         start = lane.write_offset
         middle = start + HEADER_SIZE

@@ -19,7 +19,7 @@ def versions() -> dict:
 
 
 @expose
-def edges(image: numpy.ndarray, low: float = 80.0, high: float = 180.0) -> numpy.ndarray:
+def edges(image: numpy.ndarray, low: float = 110.0, high: float = 240.0) -> numpy.ndarray:
     """The outlines of a photograph, drawn over a darkened copy of it.
 
     Args:
@@ -30,7 +30,7 @@ def edges(image: numpy.ndarray, low: float = 80.0, high: float = 180.0) -> numpy
         an image of the same shape and type.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    outline = cv2.Canny(cv2.GaussianBlur(grey, (3, 3), 0), low, high)
+    outline = cv2.Canny(cv2.GaussianBlur(grey, (5, 5), 0), low, high)
     drawn = (image * 0.35).astype(numpy.uint8)
     drawn[cv2.dilate(outline, numpy.ones((2, 2), numpy.uint8)) > 0] = (255, 214, 64)
     return drawn

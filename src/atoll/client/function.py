@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from ..manifest import ServiceSpec, function_spec
+from ..manifest import function_spec
 from ..pool import Pool
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
+    from ..manifest import ServiceSpec
     from ..pool.worker import WorkerPlan
     from .source import FunctionSource
 

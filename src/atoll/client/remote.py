@@ -33,16 +33,16 @@ class RemoteFunction(Generic[P, R]):
         self._name = name
         self._timeout = timeout
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it and wait for the result."""
         return self._call(self._name, args, kwargs, self._timeout)  # type: ignore[no-any-return]
 
-    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call it from asyncio: ``await f.aio(...)``. Cancelling the task stops the worker, and the next call starts
         another."""
         return self._pool.call_async(self._name, args, kwargs, self._timeout)
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call it in the background.
 
         Returns:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..manifest import ServiceSpec, load_spec
+from ..manifest import load_spec
 from ..pool import Pool
 from .function import _pid
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
+    from ..manifest import ServiceSpec
     from ..pool.worker import WorkerPlan
 
 

@@ -141,7 +141,8 @@ def _refuse_decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
 
 
 def _refuse_outside_names(function: Any, source: str, name: str) -> None:
-    free = function.__code__.co_freevars
+    # Its own name is there: what recurses finds itself.
+    free = tuple(one for one in function.__code__.co_freevars if one != name)
     if free:
         raise FunctionSourceError(
             f"{function.__qualname__!r} uses {_listed(free)} from the function around it, which will not exist in "
