@@ -90,9 +90,10 @@ def build(
         write_record(os.path.join(folder, MARKER), record)
         target = environment_folder(key)
         make_folder(os.path.dirname(target))
-        if os.path.lexists(target):
-            retire(target, key)
+        before = retire(target, key) if os.path.lexists(target) else None
         os.rename(folder, target)
+        if before is not None:
+            remove(before)
     except OSError as error:
         raise BuildError(
             f"service {request.service!r}: environment {key} cannot be written to {os.path.dirname(folder)}: "

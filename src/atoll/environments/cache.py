@@ -182,10 +182,11 @@ def mark_used(folder: str) -> Use | None:
             except OSError:
                 return None
             try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
+                # Others hold it exclusively for moments only: prune while it renames, list while it looks.
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            except BaseException:
                 os.close(fd)
-                return None
+                raise
             use = Use(fd)
             if not is_file_of(fd, path):
                 return None
@@ -233,8 +234,8 @@ def build_folders(key: str | None = None) -> list[str]:
     return [os.path.join(building, name) for name in names if key is None or name.startswith(key + "-")]
 
 
-def retire(folder: str, key: str) -> None:
-    """Take a published environment away: out of sight in one step, then in as many as it takes."""
+def retire(folder: str, key: str) -> str:
+    """Take a published environment out of sight in one step. Returns where it is now, to be removed."""
     target = new_build_folder(key)
     os.rename(folder, os.path.join(target, "retired"))
-    remove(target)
+    return target

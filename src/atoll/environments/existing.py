@@ -15,7 +15,7 @@ from .cache import cache_folder, read_record, write_record
 from .environment import Environment
 from .installed import scan
 from .interpreters import OLDEST, probe
-from .request import EnvironmentRequest, file_stamp
+from .request import EnvironmentRequest, file_stamp, sha256
 
 
 def open_existing(request: EnvironmentRequest) -> Environment:
@@ -54,9 +54,7 @@ def open_existing(request: EnvironmentRequest) -> Environment:
 
 def _modules(path: str, folders: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """A name for the interpreter's path, and who owns which import name there; read again when a folder changed."""
-    import hashlib
-
-    name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    name = sha256(path.encode("utf-8", "surrogateescape"))[:16]
     stamps = [file_stamp(folder) for folder in folders]
     record_path = os.path.join(cache_folder(), "probes", name + "-modules.json")
     record = read_record(record_path)

@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import InterpreterNotFound, OfflineError
 from ..python_versions import FINAL, VersionKey, parse_python
 from .cache import cache_folder, read_record, write_record
-from .request import file_stamp, host_executable
+from .request import file_stamp, host_executable, sha256
 
 OLDEST = (3, 9)
 _PROBE_SECONDS = 20.0
@@ -224,10 +224,8 @@ def probe(path: str) -> Interpreter:
     Raises:
         InterpreterNotFound: it cannot be run, or does not answer as an interpreter does.
     """
-    import hashlib
-
     stamp = file_stamp(path)
-    name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    name = sha256(path.encode("utf-8", "surrogateescape"))[:24]
     record_path = os.path.join(cache_folder(), "probes", name + ".json")
     record = read_record(record_path)
     # An environment's packages are its own affair, but its .pth files and pyvenv.cfg change what the answer was.
@@ -360,12 +358,12 @@ def survey() -> list[Seen]:
     for path, origin in _candidates():
         real = os.path.realpath(path)
         if origin == "pyenv shim":
-            # One script under many names: it hands over to the versions that are listed themselves, or fails.
-            if real not in known:
-                found.append(
-                    Seen(path, origin, None, "a pyenv shim, which stands for the versions listed by themselves")
-                )
-            known.add(real)
+            # Scripts that hand over to the versions listed by themselves, or fail, as the working folder has it.
+            folder = os.path.dirname(path)
+            if folder not in known:
+                refusal = "pyenv's shims, which stand for the versions that are listed by themselves"
+                found.append(Seen(folder, origin, None, refusal))
+            known.add(folder)
             continue
         # A virtual environment's python is a link to the one it was made with, yet not the same interpreter.
         identity = real if not _in_venv(path) else path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EnvironmentError, InterpreterNotFound
 from .cache import MARKER, Lock, environment_folder, mark_used, read_record, request_file, write_record
 from .environment import Environment
-from .request import EnvironmentRequest, file_stamp
+from .request import EnvironmentRequest, file_stamp, sha256
 
 if TYPE_CHECKING:
     from .interpreters import Interpreter
@@ -217,12 +217,10 @@ def _revalidated(key: str) -> Environment | None:
 
 def environment_key(request: EnvironmentRequest, lock: str, interpreter: Interpreter) -> str:
     """Name of the environment that a lock makes: the hash of lock, interpreter and platform, and of what is local."""
-    import hashlib
-
     parts: list[Any] = [request.kind == "project", lock, interpreter.identity, request.local_packages()]
     if request.kind == "project":
         parts.append(request.project_files()[0])
-    digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    digest = sha256(repr(parts).encode("utf-8", "surrogateescape"))[:16]
     return f"{interpreter.version_text}-{digest}"
 
 

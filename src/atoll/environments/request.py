@@ -52,14 +52,8 @@ class EnvironmentRequest:
 
     def digest(self) -> str:
         """Hexadecimal name of the request, including the contents of the files it names."""
-        import hashlib
-
-        digest = hashlib.sha256()
-        for part in self._parts():
-            data = part.encode("utf-8", "surrogateescape")
-            digest.update(b"%d:" % len(data))
-            digest.update(data)
-        return digest.hexdigest()[:24]
+        parts = (part.encode("utf-8", "surrogateescape") for part in self._parts())
+        return sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts))[:24]
 
     def _parts(self) -> Iterator[str]:
         yield from (_FORMAT, self.kind, self.python or "", self.path or "", self.lock or "")
@@ -219,6 +213,18 @@ def file_stamp(path: str) -> str:
     except OSError:
         return f"{real}:gone"
     return f"{real}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest. ``hashlib`` loads OpenSSL, which would take longer than all the rest of opening."""
+    from importlib import import_module
+
+    for name in ("_sha2", "_sha256", "hashlib"):  # the plain one's name since Python 3.12, and before
+        try:
+            return str(import_module(name).sha256(data).hexdigest())
+        except ImportError:
+            continue
+    raise ImportError("this Python has no SHA-256")
 
 
 def local_path(requirement: str) -> str | None:

@@ -220,7 +220,8 @@ def _remove(info: EnvironmentInfo) -> bool:
         with unused(info.path) as free:
             if not free:
                 return False
-            retire(info.path, info.key)
+            gone = retire(info.path, info.key)
+        remove(gone)
         for path, _ in _requests_by_key().get(info.key, []):
             remove(path)
         return True
@@ -238,7 +239,7 @@ def _remove_damaged() -> int:
             if lock.acquire(wait=False):
                 try:
                     if _info(key, []) is None:
-                        retire(environment_folder(key), key)
+                        remove(retire(environment_folder(key), key))
                         count += 1
                 finally:
                     lock.release()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``atoll manifest``: the form of ``service.yaml``, and whether one is right."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated
+
+import typer
+
+from ..environments import environment_request
+from ..manifest import load_spec, manifest_schema
+from .output import console, print_json
+
+manifest = typer.Typer(help="The form of service.yaml, and checks of one.", no_args_is_help=True)
+
+
+@manifest.command("schema")
+def schema_command() -> None:
+    """JSON Schema of service.yaml, for editors and programs."""
+    print_json(manifest_schema())
+
+
+@manifest.command("check")
+def check_command(
+    source: Annotated[str, typer.Argument(help="A service.yaml, its folder, a .py file, or package.module[:Class].")],
+) -> None:
+    """Check a manifest or header, and say what it came to. Nothing is built or run."""
+    spec = load_spec(source)
+    request = environment_request(spec)
+    out = console()
+    out.print(f"✓ {spec.name}: {spec.entry}", soft_wrap=True)
+    out.print(f"  environment: {request}", soft_wrap=True)
+    known = list(manifest_schema()["properties"])
+    for key in spec.extra:
+        near = difflib.get_close_matches(key.replace("-", "_"), known, 1, cutoff=0.75)
+        if near and near[0] != key:
+            out.print(
+                f"! {key}: not a key that atoll knows, so it has no effect; did you mean {near[0]}?", soft_wrap=True
+            )
+        elif near:
+            out.print(f"  {key}: names other services, which are kept for the server", soft_wrap=True)
+        else:
+            out.print(f"  {key}: kept", soft_wrap=True)
