@@ -52,6 +52,7 @@ test-fast: .build/test.ready
 
 bench: .build/test.ready
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
 
 lint: .build/test.ready
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One photograph through two services whose packages cannot be installed together. Run it with ``make demo``.
 
-Prints why they cannot share an environment (in the resolver's own words), what each worker really runs, and how long each
-call took; writes one picture of it all. The first run builds two environments, the next ones open them.
+Prints why they cannot share an environment (in the resolver's own words), what each worker really runs, and how long
+each call took; writes one picture of it all. The first run builds two environments, the next ones open them.
 """
 
 from __future__ import annotations

@@ -48,8 +48,10 @@ _unpack_from = wire.HEADER.unpack_from
 _sched_yield = os.sched_yield if hasattr(os, "sched_yield") else lambda: time.sleep(0)
 
 # Chosen with benchmarks/smallcall.py: about 3 and 30 microseconds.
-POLLS = 50
-YIELDS = 60
+_MANY_POLLS = range(50)
+_FEW_POLLS = range(2)
+_YIELDS = range(60)
+_NONE = range(0)
 
 # Milliseconds of the first sleeps; the last one repeats. Each ends with another look at the slot.
 _NAPS = (10, 100, 1000)
@@ -95,10 +97,8 @@ class Connection:
         self._reader = FrameReader()
         self._poller = select.poll()
         self._poller.register(sock.fileno(), select.POLLIN)
-        # With one processor to run on, nothing can happen while this side polls.
-        alone = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
-        self._polls = range((2 if alone else POLLS) if spin else 0)
-        self._yields = range(YIELDS if spin else 0)
+        self._polls = _MANY_POLLS if spin else _NONE
+        self._yields = _YIELDS if spin else _NONE
         self._written = 0  # sequence number of the last frame this side sent, without the announcing bit
         self._read = 0  # and of the last one it saw from the other side, with it
         self._announced = False  # the slot said that the next frame comes over the socket
@@ -429,12 +429,22 @@ class Connection:
         words = self._words
         _yielding.add(self)
         try:
-            for _ in self._yields:
+            yields = 0
+            for yields in self._yields:
                 if words[word] != read or len(_yielding) > 1:
                     break
                 _sched_yield()
+            self._learn(yields)
         finally:
             _yielding.discard(self)
+
+    def _learn(self, yields: int) -> None:
+        """What came after a single yield came from this very processor, where polling only keeps the other side from
+        running; what took several did not. The scheduler may put two that talk on one processor at any time."""
+        if yields == 1:
+            self._polls = _FEW_POLLS
+        elif yields > 2:
+            self._polls = _MANY_POLLS
 
     def receive_call(self) -> Reply:
         """Server: wait for the next CALL; as ``receive``, but quicker.
@@ -451,10 +461,12 @@ class Connection:
                 if words[word] != read:
                     break
             else:
-                for _ in self._yields:
+                yields = 0
+                for yields in self._yields:
                     if words[word] != read:
                         break
                     _sched_yield()
+                self._learn(yields)
             if words[word] == read + 2:
                 kind, codec, count, length, call_id = _unpack_from(self._memory, lane.read_offset)
                 conversation = self.conversation

@@ -33,23 +33,24 @@ _OTHER = rb"\x93R\x97\x98"
 _WITH_ARGUMENT = (
     # SHORT_BINUNICODE: its length, then as many bytes
     rb"\x8c(?:" + b"|".join(re.escape(bytes([n])) + b"." * n for n in range(_SHORT + 1)) + rb")"
-    # BININT1 BINGET, BINFLOAT, BININT2, BININT LONG_BINGET, FRAME
-    rb"|[Kh].|G........|M..|[Jj]....|\x95........"
+    # BININT1 BINGET, BINFLOAT, BININT2, BININT LONG_BINGET
+    rb"|[Kh].|G........|M..|[Jj]...."
 )
-_START = rb"(?s)\x80\x05(?:\x95........)?"
+_FRAME = rb"|\x95........"
 
 
-def _tokens(bare: bytes) -> bytes:
-    return rb"[" + bare + rb"]*+(?:(?:" + _WITH_ARGUMENT + rb")[" + bare + rb"]*+)*+"
+def _tokens(bare: bytes, with_argument: bytes) -> bytes:
+    return rb"[" + bare + rb"]*+(?:(?:" + with_argument + rb")[" + bare + rb"]*+)*+"
 
 
 # Matches a whole pickle of plain values with short strings: None, bool, int, float, str, tuple, list, dict, set,
 # frozenset. Whatever it matches, any unpickler may load.
-is_plain = re.compile(_START + _tokens(_BARE) + rb"\.").fullmatch
+is_plain = re.compile(rb"(?s)\x80\x05" + _tokens(_BARE, _WITH_ARGUMENT + _FRAME) + rb"\.").fullmatch
 
-_match_start = re.compile(_START).match
-_match_tokens = re.compile(rb"(?s)" + _tokens(_BARE + _OTHER)).match
+_match_tokens = re.compile(rb"(?s)" + _tokens(_BARE + _OTHER, _WITH_ARGUMENT)).match
 
+_PROTOCOL = b"\x80\x05"
+_FRAME_OPCODE = 0x95
 _STOP = 0x2E
 _ONE_BYTE_LENGTH = b"\x8cC\x8a"  # SHORT_BINUNICODE SHORT_BINBYTES LONG1
 _FOUR_BYTE_LENGTH = b"XB\x8b"  # BINUNICODE BINBYTES LONG4
@@ -65,25 +66,46 @@ def check(payload: Bytes) -> None:
         DecodeError: it holds what a data pickle never does.
     """
     size = len(payload)
-    start = _match_start(payload)
-    if start is None:
+    if payload[:2] != _PROTOCOL:
         raise DecodeError("not a data pickle: it does not begin as one of protocol 5")
-    at = start.end()
+    at = 2
+    frame_end = 0
+    # An unpickler that reads from a file takes a frame as a whole, and drops what it cuts off at its end: no part may
+    # reach across, or other opcodes would be loaded than are checked here.
+    limit = size
     while True:
-        found = _match_tokens(payload, at)
+        found = _match_tokens(payload, at, limit)
         assert found is not None  # it matches the empty string
         at = found.end()
-        if at >= size:
-            raise DecodeError("a data pickle that is cut short")
-        if payload[at] == _STOP:
+        if at >= limit:
+            if at >= size:
+                raise DecodeError("a data pickle that is cut short")
+            limit = size
+            continue
+        opcode = payload[at]
+        if opcode == _STOP:
             break
-        at = _skip(payload, at, size)
+        if opcode == _FRAME_OPCODE and at >= frame_end:
+            at += 9
+            frame_end = limit = _skip_frame(payload, at, size)
+        else:
+            at = _skip(payload, at, limit)
     if at != size - 1:
         raise DecodeError(f"a data pickle with {size - 1 - at:,} bytes after its end")
 
 
-def _skip(payload: Bytes, at: int, size: int) -> int:
-    """The position after the length-prefixed part at ``at``."""
+def _skip_frame(payload: Bytes, at: int, size: int) -> int:
+    """The end of a frame that begins at ``at``, after its length."""
+    if at > size:
+        raise DecodeError("a data pickle that is cut short")
+    end = at + int(_unpack_u64(payload, at - 8)[0])
+    if end > size:
+        raise DecodeError(f"a frame of {end - at:,} bytes at byte {at:,} of a data pickle of {size:,}")
+    return end
+
+
+def _skip(payload: Bytes, at: int, limit: int) -> int:
+    """The position after the length-prefixed part at ``at``, which must end before ``limit``."""
     opcode = payload[at]
     try:
         if opcode in _ONE_BYTE_LENGTH:
@@ -96,6 +118,8 @@ def _skip(payload: Bytes, at: int, size: int) -> int:
             raise DecodeError(f"opcode {opcode:#04x} at byte {at:,} has no place in a data pickle")
     except (IndexError, StructError):
         raise DecodeError("a data pickle that is cut short") from None
-    if end > size:
-        raise DecodeError(f"a part of {end - at:,} bytes at byte {at:,} of a data pickle of {size:,}")
+    if end > limit:
+        raise DecodeError(
+            f"a part of {end - at:,} bytes at byte {at:,} of a data pickle, where {limit - at:,} are left"
+        )
     return end

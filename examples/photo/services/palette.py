@@ -7,9 +7,10 @@
 
 import numpy
 import sklearn
-from atoll_worker import Service, expose
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_sample_image
+
+from atoll_worker import Service, expose
 
 
 @expose

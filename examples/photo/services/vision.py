@@ -7,6 +7,7 @@
 
 import cv2
 import numpy
+
 from atoll_worker import expose
 
 
