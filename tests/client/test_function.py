@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``@atoll.function``: every way to call one gives what the plain function would, and it ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atoll
+from conditions import until, until_gone
+
+
+@pytest.fixture
+def combine() -> atoll.Function[..., Any]:
+    @atoll.function
+    def combine(a, /, b, c=3, *rest, d, e="e", **more):  # type: ignore[no-untyped-def]
+        """What came."""
+        return a, b, c, rest, d, e, more
+
+    return combine
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((1, 2), {"d": 4}),
+        ((1,), {"b": 2, "d": 4}),
+        ((1, 2, 30, 40, 50), {"d": 4, "e": "f"}),
+        ((1,), {"b": 2, "c": 9, "d": 4, "a": "also a name of its own", "z": None}),
+    ],
+)
+def test_arguments_mean_what_they_mean_in_a_local_call(
+    combine: atoll.Function[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    assert combine(*args, **kwargs) == combine.local(*args, **kwargs)
+
+
+def test_a_call_that_does_not_fit_is_the_functions_own_type_error(combine: atoll.Function[..., Any]) -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'b'"):
+        combine(1, d=2)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'd'"):
+        combine(1, 2)
+    assert combine(1, 2, d=3)[4] == 3
+
+
+def test_argument_names_that_the_callers_own_parameters_have() -> None:
+    @atoll.function
+    def f(self, function, args, kwargs, timeout, name):  # type: ignore[no-untyped-def]
+        return self, function, args, kwargs, timeout, name
+
+    assert f(self=1, function=2, args=3, kwargs=4, timeout=5, name=6) == (1, 2, 3, 4, 5, 6)
+
+
+def test_it_runs_in_a_process_of_its_own_and_local_does_not() -> None:
+    @atoll.function
+    def where() -> int:
+        import os
+
+        return os.getpid()
+
+    assert where() == where.pid != os.getpid()
+    assert where.local() == os.getpid()
+
+
+def test_the_worker_starts_with_the_first_call_or_start() -> None:
+    @atoll.function
+    def f() -> None:
+        return None
+
+    assert f.pid is None
+    f.start()
+    pid = f.pid
+    assert pid is not None
+    f()
+    f.start()
+    assert f.pid == pid
+
+
+def test_the_wrapper_looks_like_the_function() -> None:
+    @atoll.function(name="other", timeout=7.0)
+    def documented(x: int) -> int:
+        """Documented."""
+        return x
+
+    assert documented.__name__ == "documented"
+    assert documented.__qualname__.endswith("<locals>.documented")
+    assert documented.__doc__ == "Documented."
+    assert documented.__module__ == __name__
+    assert documented.__wrapped__ is documented.local  # type: ignore[attr-defined]
+    assert "documented" in repr(documented)
+    assert documented.spec.name == "other"
+    assert documented.spec.timeout == 7.0
+
+
+def test_unknown_and_wrong_options_are_refused_at_decoration() -> None:
+    with pytest.raises(atoll.ManifestError, match="dependancies"):
+        atoll.function(dependancies=["x"])(lambda: 1)  # type: ignore[call-overload]
+    with pytest.raises(atoll.ManifestError, match="timeout"):
+        atoll.function(timeout=-1)(lambda: 1)
+
+
+def test_options_apply_to_their_own_calls_only() -> None:
+    @atoll.function
+    def nap(seconds: float) -> str:
+        import time
+
+        time.sleep(seconds)
+        return "slept"
+
+    hasty = nap.options(timeout=0.05)
+    assert nap(0.1) == "slept"
+    with pytest.raises(atoll.CallTimeout):
+        hasty(30)
+    assert nap(0.1) == "slept"
+    assert nap.options(timeout=None)(0.0) == "slept"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan"), "2", True])
+def test_wrong_options_are_refused(wrong: Any) -> None:
+    @atoll.function
+    def f() -> None:
+        return None
+
+    with pytest.raises(atoll.ManifestError, match="timeout"):
+        f.options(timeout=wrong)
+
+
+def test_submitted_calls_run_in_order_beside_the_caller() -> None:
+    @atoll.function
+    def append(path: str, number: int) -> int:
+        with open(path, "a") as file:
+            file.write(f"{number}\n")
+        return number * number
+
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("r") as file:
+        futures = [append.submit(file.name, number) for number in range(50)]
+        assert [future.result(30) for future in futures] == [number**2 for number in range(50)]
+        assert file.read().split() == [str(number) for number in range(50)]
+
+
+def test_a_submitted_call_raises_where_its_result_is_asked_for() -> None:
+    @atoll.function
+    def fail() -> None:
+        raise KeyError("nothing")
+
+    future = fail.submit()
+    assert isinstance(future.exception(30), KeyError)
+    with pytest.raises(KeyError, match="nothing"):
+        future.result()
+
+
+def test_a_submitted_call_can_be_cancelled_until_it_begins(tmp_path: Path) -> None:
+    @atoll.function
+    def wait_for(path: str) -> str:
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.002)
+        return path
+
+    go = tmp_path / "go"
+    first = wait_for.submit(str(go))
+    second = wait_for.submit(str(tmp_path / "never"))
+    until(first.running)
+    assert not first.cancel()
+    assert second.cancel()
+    go.touch()
+    assert first.result(30) == str(go)
+    with pytest.raises(CancelledError):
+        second.result(1)
+    assert wait_for(str(go)) == str(go)
+
+
+def test_map_is_in_order_over_several_iterables_and_the_shortest_ends_it() -> None:
+    @atoll.function
+    def power(base: int, exponent: int) -> int:
+        return base**exponent
+
+    assert list(power.map(range(10), itertools.repeat(2))) == [n * n for n in range(10)]
+    assert list(power.map([2, 3, 4], [1, 2])) == [2, 9]
+    assert list(power.map([], [1])) == []
+
+
+def test_map_is_lazy() -> None:
+    @atoll.function
+    def double(x: int) -> int:
+        return 2 * x
+
+    taken = []
+
+    def endless() -> Any:
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    results = double.map(endless())
+    assert taken == []
+    assert [next(results) for _ in range(20)] == [2 * n for n in range(20)]
+    assert 20 <= len(taken) <= 30
+    results.close()  # type: ignore[attr-defined]
+    assert double(5) == 10
+
+
+def test_the_first_error_ends_a_map() -> None:
+    @atoll.function
+    def invert(x: int) -> float:
+        return 1 / x
+
+    results = invert.map([1, 2, 0, 4])
+    assert next(results) == 1.0
+    assert next(results) == 0.5
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+    assert invert(4) == 0.25
+
+
+def test_the_iterables_own_error_ends_a_map() -> None:
+    @atoll.function
+    def same(x: int) -> int:
+        return x
+
+    def items() -> Any:
+        yield 1
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        list(same.map(items()))
+    assert same(3) == 3
+
+
+def test_awaited() -> None:
+    @atoll.function
+    def add(a: int, *, b: int = 2) -> int:
+        return a + b
+
+    async def main() -> list[int]:
+        return [await add.aio(1), await add.aio(1, b=5), await add.options(timeout=9).aio(4)]
+
+    assert asyncio.run(main()) == [3, 6, 6]
+
+
+def test_close_stops_the_worker_and_is_idempotent() -> None:
+    @atoll.function
+    def f() -> int:
+        return 1
+
+    f()
+    pid = f.pid
+    assert pid is not None
+    f.close()
+    until_gone(pid)
+    f.close()
+    assert f.pid is None
+    assert f.local() == 1
+    with pytest.raises(atoll.ServiceClosed, match="'f' is closed"):
+        f()
+    with pytest.raises(atoll.ServiceClosed):
+        f.start()
+    with pytest.raises(atoll.ServiceClosed):
+        f.submit().result(30)
+    with pytest.raises(atoll.ServiceClosed):
+        list(f.map([()]))
+    with pytest.raises(atoll.ServiceClosed):
+        asyncio.run(_await(f))
+    with pytest.raises(atoll.ServiceClosed):
+        f.options(timeout=1)()
+
+
+async def _await(f: atoll.Function[[], int]) -> int:
+    return await f.aio()
+
+
+def test_closed_before_it_ever_started() -> None:
+    @atoll.function
+    def f() -> int:
+        return 1
+
+    f.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        f()
+
+
+def test_shutdown_closes_everything_and_is_idempotent() -> None:
+    @atoll.function
+    def f() -> int:
+        return 1
+
+    @atoll.function
+    def g() -> int:
+        return 2
+
+    assert (f(), g()) == (1, 2)
+    pids = [f.pid or 0, g.pid or 0]
+    atoll.shutdown()
+    until_gone(*pids)
+    atoll.shutdown()
+    for closed in (f, g):
+        with pytest.raises(atoll.ServiceClosed):
+            closed()
+
+    @atoll.function
+    def later() -> int:
+        return 3
+
+    assert later() == 3
+
+
+def test_a_call_in_progress_ends_when_its_service_is_closed(tmp_path: Path) -> None:
+    @atoll.function
+    def hang(path: str) -> None:
+        import time
+
+        open(path, "w").close()
+        while True:
+            time.sleep(0.1)
+
+    begun = tmp_path / "begun"
+    future = hang.submit(str(begun))
+    until(begun.exists)
+    pid = hang.pid
+    assert pid is not None
+    hang.close()
+    with pytest.raises(atoll.ServiceClosed, match="was closed while 'hang' was running"):
+        future.result(30)
+    until_gone(pid)
+
+
+def test_a_function_nobody_holds_any_more_ends_its_worker() -> None:
+    @atoll.function
+    def f() -> int:
+        return 1
+
+    f()
+    pid = f.pid
+    assert pid is not None
+    del f
+    import gc
+
+    gc.collect()
+    until_gone(pid)
+
+
+def test_many_threads_each_get_their_own_answers() -> None:
+    @atoll.function
+    def echo(value: tuple[int, int]) -> tuple[int, int]:
+        return value
+
+    wrong: list[object] = []
+
+    def call(thread: int) -> None:
+        for number in range(300):
+            try:
+                if echo((thread, number)) != (thread, number):
+                    wrong.append((thread, number))
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+def test_the_order_of_service_is_the_order_of_arrival(tmp_path: Path) -> None:
+    @atoll.function
+    def note(path: str, number: int) -> None:
+        import os
+        import time
+
+        while not os.path.exists(path + ".go"):
+            time.sleep(0.002)
+        with open(path, "a") as file:
+            file.write(f"{number} ")
+
+    log = tmp_path / "log"
+    note.start()
+    queue = note._pool._turnstile.queue
+    threads = []
+    for number in range(6):
+        thread = threading.Thread(target=note, args=(str(log), number))
+        thread.start()
+        threads.append(thread)
+        if number:
+            until(lambda n=number: len(queue) == n)
+        else:
+            until(lambda: not note._pool._turnstile.take(False) or note._pool._turnstile.give())
+    (tmp_path / "log.go").touch()
+    for thread in threads:
+        thread.join(30)
+    assert log.read_text().split() == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_recursion_and_other_functions_are_the_workers_own() -> None:
+    @atoll.function
+    def factorial(n: int) -> int:
+        return 1 if n < 2 else n * factorial(n - 1)
+
+    assert factorial(20) == 2432902008176640000
+
+
+def test_two_functions_called_from_each_others_callbacks() -> None:
+    @atoll.function
+    def outer(x: int) -> int:
+        return x + 1
+
+    @atoll.function
+    def inner(x: int) -> int:
+        return x * 10
+
+    # Arguments are encoded while the turn is held: iterating over another remote function's map must not deadlock.
+    assert list(outer.map(inner.map(outer.map(range(5))))) == [11, 21, 31, 41, 51]
+
+
+def test_state_of_the_worker_stays_from_call_to_call() -> None:
+    @atoll.function
+    def count() -> int:
+        global total
+        total = globals().get("total", 0) + 1
+        return total
+
+    assert [count() for _ in range(3)] == [1, 2, 3]
