@@ -19,6 +19,11 @@ from typing import Any
 
 from ..errors import FunctionSourceError
 
+_ONLY_DECORATOR = (
+    "only the function's own text is shipped, so @atoll.function must be the only decorator. Define others inside the "
+    "function, or put the code into a file and use atoll.Service"
+)
+
 
 @dataclass(frozen=True)
 class FunctionSource:
@@ -45,6 +50,10 @@ def source_of(function: Callable[..., Any]) -> FunctionSource:
     Raises:
         FunctionSourceError: it has none, or uses what will not exist in the worker.
     """
+    if hasattr(function, "__wrapped__"):
+        raise FunctionSourceError(
+            f"{getattr(function, '__name__', repr(function))!r} is wrapped by another decorator; {_ONLY_DECORATOR}"
+        )
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):
         raise FunctionSourceError(
@@ -133,11 +142,7 @@ def _lambda_text(node: ast.Lambda, name: str, lines: list[str]) -> str:
 def _refuse_decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
     if len(node.decorator_list) > 1:
         names = ", ".join("@" + ast.unparse(one) for one in node.decorator_list)
-        raise FunctionSourceError(
-            f"{node.name!r} has several decorators ({names}); only the function's own text is shipped, so "
-            "@atoll.function must be the only one. Define decorators inside the function, or put the code into a "
-            "file and use atoll.Service"
-        )
+        raise FunctionSourceError(f"{node.name!r} has several decorators ({names}); {_ONLY_DECORATOR}")
 
 
 def _refuse_outside_names(function: Any, source: str, name: str) -> None:

@@ -103,7 +103,15 @@ class WorkerProcess:
 
     def kill_after(self, seconds: float) -> None:
         """As ``kill``, in ``seconds``, without waiting."""
-        warden().after(seconds, self.kill)
+        # Until it has ended the warden keeps it; the timer alone must not keep its descriptors open.
+        reference = weakref.ref(self)
+
+        def kill() -> None:
+            process = reference()
+            if process is not None:
+                process.kill()
+
+        warden().after(seconds, kill)
 
     def last_stderr(self) -> list[str]:
         """The last lines on stderr, oldest first. After the end, waits briefly for them to arrive."""
