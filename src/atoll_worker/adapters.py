@@ -284,7 +284,8 @@ def restore_object_ndarray(shape: Tuple[int, ...], items: List[Any]) -> Any:
 
 
 def _reduce_numpy_scalar(value: Any) -> Reduced:
-    return restore_numpy_scalar, (_spell_dtype(value.dtype, value), value.tobytes())
+    # An empty string has no bytes by its dtype, yet some when asked for them.
+    return restore_numpy_scalar, (_spell_dtype(value.dtype, value), value.tobytes()[: value.dtype.itemsize])
 
 
 def restore_numpy_scalar(spelled: Any, data: bytes) -> Any:

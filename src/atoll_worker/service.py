@@ -116,7 +116,9 @@ class FunctionTable:
         """For every function: its signature as text, docstring and the JSON Schema of its parameters."""
         from .schema import describe_function
 
-        return {name: describe_function(function) for name, function in sorted(self.functions.items())}
+        return {
+            name: describe_function(function) for name, function in sorted(self.functions.items()) if name != DESCRIBE
+        }
 
 
 def _place(function: Any) -> str:
