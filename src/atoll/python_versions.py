@@ -72,7 +72,7 @@ def parse_python(text: str) -> PythonRequest:
 
 def is_path(text: str) -> bool:
     """Whether a request reads as a path rather than as a version."""
-    return text.startswith(("~", ".")) or os.sep in text
+    return os.sep in text
 
 
 def _key(version: str) -> VersionKey:

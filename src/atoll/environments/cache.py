@@ -178,7 +178,7 @@ def mark_used(folder: str) -> Use | None:
         use = _uses.get(path)
         if use is None or not is_file_of(use._fd, path):
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough to lock, and a cache may be read-only
             except OSError:
                 return None
             try:

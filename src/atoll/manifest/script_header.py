@@ -23,14 +23,15 @@ def header_text(source: str, where: str = "the script") -> str | None:
     """
     found = [match for match in _BLOCK.finditer(source) if match.group("type") == "script"]
     if len(found) > 1:
-        lines = ", ".join(str(source.count("\n", 0, match.start()) + 1) for match in found)
+        numbers = ", ".join(str(source.count("\n", 0, match.start()) + 1) for match in found)
         raise ManifestError(
-            f"{where}: found {len(found)} script blocks (lines {lines}), expected at most one (PEP 723)"
+            f"{where}: found {len(found)} script blocks (lines {numbers}), expected at most one (PEP 723)"
         )
     if not found:
         return None
-    content = found[0].group("content").splitlines(keepends=True)
-    return "".join(line[2:] if line.startswith("# ") else line[1:] for line in content)
+    # Not splitlines(): a string may hold other characters that it would take for line ends.
+    lines = found[0].group("content").removesuffix("\n").split("\n")
+    return "".join((line[2:] if line.startswith("# ") else line[1:]) + "\n" for line in lines)
 
 
 def read_header(path: str) -> list[tuple[str, dict[str, Any]]]:

@@ -127,7 +127,7 @@ def _layer(keys: dict[str, Any], place: Place) -> dict[str, Any]:
         if field == "entry":
             values[field] = _entry(key, value, place)
         elif value is not None or field in ("timeout", "python", "environment", "lock"):
-            values[field] = check_value(field, value, place)
+            values[field] = check_value(field, value, place.spelled(field, key))
         else:
             raise place.wrong(key, value, "a value (leave the key out for its default)")
     if extra:

@@ -111,6 +111,11 @@ class Place:
         """Keyword options of a public name."""
         return cls(lambda key: f"option {key} of {of}", os.getcwd())
 
+    def spelled(self, key: str, written: str) -> Place:
+        """The same place, where a key is written in another way, such as with - for _."""
+        describe = self._describe
+        return Place(lambda part: describe(written + part.removeprefix(key)), self.base)
+
     def wrong(self, key: str, found: object, expected: str) -> ManifestError:
         """The error for a wrong value."""
         return ManifestError(f"{self._describe(key)}: found {show(found)}, expected {expected}")

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests, headers and options: what they come to, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.errors import ManifestError
+from atoll.manifest import ServiceSpec, function_spec, load_spec, manifest_schema
+from atoll.manifest.script_header import header_text
+from atoll.manifest.spec import FIELDS
+
+HEADER = """\
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "six",  # a comment
+#     "idna==3.7",
+# ]
+#
+# [tool.uv]
+# index = [{url = "https://index.invalid/simple"}]
+# find-links = ["wheels"]
+#
+# [tool.atoll]
+# start-timeout = 5
+# env_vars = {MODE = "fast"}
+# shape = [1, 2]
+# ///
+raise SystemExit("never run")
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def service(folder: Path, manifest: str) -> Path:
+    write(folder / "service.py", "")
+    return write(folder / "service.yaml", manifest)
+
+
+def refusal(source: Any, **options: Any) -> str:
+    with pytest.raises(ManifestError) as caught:
+        load_spec(source, **options)
+    return str(caught.value)
+
+
+# --- files with a header
+
+
+def test_a_file_without_header(tmp_path: Path) -> None:
+    file = write(tmp_path / "vision.py", "x = 1\n")
+    assert load_spec(file) == ServiceSpec(name="vision", entry=str(file), folder=str(tmp_path))
+
+
+def test_a_header_is_read_and_the_file_not_run(tmp_path: Path) -> None:
+    file = write(tmp_path / "vision.py", HEADER)
+    spec = load_spec(str(file))
+    assert spec.python == ">=3.11"
+    assert spec.dependencies == ("six", "idna==3.7")
+    assert spec.indexes == ("https://index.invalid/simple",)
+    assert spec.find_links == (str(tmp_path / "wheels"),)
+    assert spec.start_timeout == 5.0
+    assert spec.env_vars == {"MODE": "fast"}
+    assert spec.extra == {"shape": [1, 2]}
+
+
+def test_one_class_of_a_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "vision.py", HEADER)
+    spec = load_spec(f"{file}:Edges")
+    assert (spec.name, spec.entry) == ("Edges", f"{file}:Edges")
+
+
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "sub" / "vision.py", "")
+    monkeypatch.chdir(tmp_path)
+    assert load_spec("sub/vision.py").entry == str(tmp_path / "sub" / "vision.py")
+    assert load_spec("./sub/vision.py").folder == str(tmp_path / "sub")
+
+
+def test_line_ends_coding_and_byte_order_marks(tmp_path: Path) -> None:
+    crlf = tmp_path / "crlf.py"
+    crlf.write_bytes(HEADER.replace("\n", "\r\n").encode())
+    latin = tmp_path / "latin.py"
+    latin.write_bytes(b"# coding: latin-1\n# caf\xe9\n" + HEADER.encode())
+    marked = tmp_path / "marked.py"
+    marked.write_bytes(b"\xef\xbb\xbf" + HEADER.encode())
+    for file in (crlf, latin, marked):
+        assert load_spec(file).dependencies == ("six", "idna==3.7")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# /// script\n# x = 1\n# ///\n\n" * 2, "found 2 script blocks (lines 1, 5), expected at most one"),
+        ("# /// script\n# x = = 1\n# ///\n", "the PEP 723 header is not TOML"),
+        (
+            "# /// script\n# dependencies = 'six'\n# ///\n",
+            "key dependencies: found 'six', expected a list of requirements",
+        ),
+        (
+            "# /// script\n# requires-python = 3.12\n# ///\n",
+            "key requires-python: found 3.12 (a number), expected a version",
+        ),
+        ("# /// script\n# [tool.atoll]\n# timeout = nan\n# ///\n", "key [tool.atoll] timeout: found nan"),
+        ("# /// script\n# [tool]\n# atoll = 3\n# ///\n", "key tool.atoll: found 3, expected a table"),
+    ],
+)
+def test_wrong_headers(tmp_path: Path, text: str, expected: str) -> None:
+    file = write(tmp_path / "vision.py", text)
+    message = refusal(file)
+    assert message.startswith(f"{file}: ")
+    assert expected in message
+
+
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as a Python file" in refusal(tmp_path / "x.py")
+
+
+def test_missing_sources(tmp_path: Path) -> None:
+    assert "there is no such file" in refusal(tmp_path / "none.py")
+    assert "there is no such file" in refusal(tmp_path / "service.yaml")
+    assert "a folder without a service.yaml" in refusal(tmp_path)
+    assert "there is nothing at" in refusal("no/where")
+    assert "another kind of file" in refusal(write(tmp_path / "x.txt", ""))
+    assert "expected a file, a folder or a module" in refusal("")
+
+
+# The parser that PEP 723 itself gives as the reference, for comparison.
+_REFERENCE = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
+
+_LINES = st.sampled_from(
+    ["# /// script", "# /// other", "# ///", "# a = 1", "#", "#b", "# ", "", "x = 1", "# /// script ", " # ///"]
+)
+
+
+@given(st.lists(_LINES, max_size=12))
+def test_blocks_are_found_as_the_reference_finds_them(lines: list[str]) -> None:
+    text = "\n".join(lines) + "\n"
+    expected = [one for one in re.finditer(_REFERENCE, text) if one.group("type") == "script"]
+    if len(expected) > 1:
+        with pytest.raises(ManifestError):
+            header_text(text)
+    elif not expected:
+        assert header_text(text) is None
+    else:
+        found = header_text(text)
+        assert found is not None
+        assert found.count("\n") == expected[0].group("content").count("\n")
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1), max_size=5))
+def test_any_text_in_a_header_survives(values: list[str]) -> None:
+    body = "\n".join(f"# key{index} = {json.dumps(value, ensure_ascii=False)}" for index, value in enumerate(values))
+    body = body.replace("\x7f", "\\u007f")
+    found = header_text(f"# /// script\n{body}\n# ///\n" if body else "# /// script\n#\n# ///\n")
+    assert found is not None
+    assert list(tomllib.loads(found).values()) == values
+
+
+# --- service.yaml
+
+
+def test_a_manifest_of_the_wild_is_kept(tmp_path: Path) -> None:
+    service(
+        tmp_path / "minimal-sd-api",
+        """\
+name: minimal-sd-api
+description: images from text
+port: 8000
+gpu_required: true
+vram_gb: 8
+health_endpoint: /health
+dependencies:
+  - service: vector-db
+    required: false
+  - idna==3.7
+mcp: {enabled: true, tools: [{name: generate_image}]}
+resources: {cpu_limit: "4.0"}
+""",
+    )
+    spec = load_spec(tmp_path / "minimal-sd-api")
+    assert spec.name == "minimal-sd-api"
+    assert spec.entry == str(tmp_path / "minimal-sd-api" / "service.py")
+    assert spec.folder == str(tmp_path / "minimal-sd-api")
+    assert spec.dependencies == ("idna==3.7",)
+    assert spec.extra == {
+        "description": "images from text",
+        "port": 8000,
+        "gpu_required": True,
+        "vram_gb": 8,
+        "health_endpoint": "/health",
+        "dependencies": [{"service": "vector-db", "required": False}],
+        "mcp": {"enabled": True, "tools": [{"name": "generate_image"}]},
+        "resources": {"cpu_limit": "4.0"},
+    }
+
+
+def test_relative_paths_are_the_manifests_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "svc"
+    write(folder / "src" / "main.py", "")
+    write(folder / "requirements.txt", "six")
+    write(folder / "lock.txt", "six==1.17.0")
+    manifest = write(
+        folder / "service.yaml",
+        "entry: src/main.py:Vision\nenvironment: requirements.txt\nlock: lock.txt\n"
+        "find-links: [wheels, 'https://links.invalid/']\npython: ../python/bin/python\nindexes: [./simple]\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec("svc/service.yaml")
+    assert load_spec(manifest) == spec
+    assert spec.name == "svc"
+    assert spec.entry == f"{folder}/src/main.py:Vision"
+    assert spec.environment == f"{folder}/requirements.txt"
+    assert spec.lock == f"{folder}/lock.txt"
+    assert spec.find_links == (f"{folder}/wheels", "https://links.invalid/")
+    assert spec.indexes == (f"{folder}/simple",)
+    assert spec.python == f"{tmp_path}/python/bin/python"
+
+
+def test_the_folder_is_the_place_of_a_module_entry(tmp_path: Path) -> None:
+    write(tmp_path / "service.yaml", "entry: package.module:Vision\ndependencies: [./local]")
+    spec = load_spec(tmp_path)
+    assert (spec.entry, spec.folder) == ("package.module:Vision", str(tmp_path))
+    assert spec.dependencies == (str(tmp_path / "local"),)
+
+
+def test_a_manifest_goes_before_a_header_and_options_before_both(tmp_path: Path) -> None:
+    write(tmp_path / "service.py", HEADER)
+    write(tmp_path / "service.yaml", "dependencies: [packaging]\ntimeout: 2\nport: 1")
+    spec = load_spec(tmp_path, timeout=9, dependencies=["attrs"])
+    assert spec.dependencies == ("attrs",)
+    assert spec.timeout == 9.0
+    assert spec.python == ">=3.11"
+    assert spec.extra == {"shape": [1, 2], "port": 1}
+
+
+def test_an_environment_given_later_replaces_packages_named_earlier(tmp_path: Path) -> None:
+    file = write(tmp_path / "vision.py", HEADER)
+    spec = load_spec(file, environment=tmp_path)
+    assert spec.environment == str(tmp_path)
+    assert (spec.dependencies, spec.indexes, spec.find_links) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3, column 1: key 'a' is written twice (first in line 1)"),
+        ("a: {b: 1, b: 2}\n", "line 1, column 11: key 'b' is written twice"),
+        ("a: [1,\nb: 2\n", "line 3, column 1: expected ',' or ']'"),
+        ("\ta: 1\n", "line 1, column 1"),
+        ("x: !!python/object:os.system {}\n", "line 1, column 4: could not determine a constructor"),
+        ("- a\n", "found list, expected keys and values"),
+        ("3: a\n", "key 3: found int, expected text"),
+        ("timeout: soon\n", "key timeout: found 'soon', expected a number of seconds above 0"),
+        ("timeout: .nan\n", "key timeout: found nan (a number), expected a number of seconds above 0"),
+        ("timeout: .inf\n", "key timeout: found inf"),
+        ("timeout: -1\n", "key timeout: found -1"),
+        ("timeout: 0\n", "key timeout: found 0"),
+        ("timeout: true\n", "key timeout: found True (true or false)"),
+        ("start-timeout:\n", "key start-timeout: found None, expected a value"),
+        ("start_timeout: 1\nstart-timeout: 1\n", "key start-timeout: found 1 (a number), expected the key once"),
+        ("python: 3.10\n", "key python: found 3.1 (a number), expected a version"),
+        ("python: latest\n", "key python: found 'latest', expected a version"),
+        ("dependencies: six\n", "key dependencies: found 'six', expected a list"),
+        ("dependencies: [six, 3]\n", "key dependencies[1]: found 3 (a number), expected text"),
+        ("dependencies: [-e ./x]\n", "key dependencies[0]: found '-e ./x', expected a requirement, not an option"),
+        ("dependencies: ['']\n", "key dependencies[0]: found '', expected a requirement"),
+        ("env_vars: {PORT: 80}\n", "key env_vars['PORT']: found 80 (a number), expected text"),
+        ("env_vars: {A=B: x}\n", "key env_vars['A=B']: found 'x', expected a name without '='"),
+        ("entry: none.py\n", "key entry: found 'none.py', expected a .py file that exists"),
+        ("entry: a b\n", "key entry: found 'a b', expected"),
+        ("environment: nowhere\n", "key environment: found 'nowhere', expected the path of an interpreter"),
+        ("lock: nowhere\n", "key lock: found 'nowhere', expected the path of a lock file"),
+        ("name: a/b\n", "key name: found 'a/b', expected text without slashes"),
+        ("name: ''\n", "key name: found ''"),
+        ("when: 2024-99-99\n", "month must be in 1..12"),
+        ("[" * 2000, "nested too deeply"),
+    ],
+)
+def test_wrong_manifests(tmp_path: Path, text: str, expected: str) -> None:
+    manifest = service(tmp_path, text)
+    message = refusal(manifest)
+    assert message.startswith(str(manifest))
+    assert expected in message
+    assert len(message) < 600
+
+
+def test_a_manifest_without_entry_needs_a_file_beside_it(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "service.yaml", "port: 1")
+    assert f"{manifest}: key entry: not there" in refusal(manifest)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "service.yaml").write_bytes(b"name: a\nb: \xff\n")
+    assert "line 2: not UTF-8: byte 0xff" in refusal(tmp_path)
+
+
+def test_two_manifests_in_one_folder(tmp_path: Path) -> None:
+    service(tmp_path, "")
+    write(tmp_path / "service.yml", "")
+    assert "found service.yaml and service.yml, expected one of them" in refusal(tmp_path)
+
+
+def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
+    service(tmp_path, "base: &b {x: 1, y: 2}\nmine: {<<: *b, y: 3}\n")
+    assert load_spec(tmp_path).extra["mine"] == {"x": 1, "y": 3}
+
+
+# --- modules and functions
+
+
+def test_a_module_is_not_imported() -> None:
+    spec = load_spec("this.is_nowhere.module:Vision", dependencies=("six",))
+    assert (spec.name, spec.entry, spec.folder) == ("Vision", "this.is_nowhere.module:Vision", None)
+
+
+def test_a_folder_with_a_manifest_goes_before_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service(tmp_path / "vision", "")
+    monkeypatch.chdir(tmp_path)
+    assert load_spec("vision").folder == str(tmp_path / "vision")
+    assert load_spec("vision.other").entry == "vision.other"
+
+
+def test_a_function_has_no_file() -> None:
+    spec = function_spec("mean", dependencies=["numpy"], timeout=2)
+    assert spec == ServiceSpec(name="mean", entry="", folder=None, dependencies=("numpy",), timeout=2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"timeout": "x"}, "option timeout of atoll.function: found 'x', expected a number of seconds above 0"),
+        ({"timeout": math.nan}, "option timeout of atoll.function: found nan"),
+        ({"timeut": 3}, "option timeut of atoll.function: there is no such option; did you mean timeout?"),
+        ({"dependencies": "six"}, "option dependencies of atoll.function: found 'six', expected a list"),
+        ({"entry": "x"}, "option entry of atoll.function"),
+        ({"env_vars": {"A": 1}}, "option env_vars['A'] of atoll.function: found 1 (a number)"),
+        ({"dependencies": [object()]}, "option dependencies[0] of atoll.function: found <object"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ManifestError, match=re.escape(expected)):
+        function_spec("mean", **options)
+
+
+@given(st.sampled_from([key for key in FIELDS if key != "entry"]), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+))  # fmt: skip
+def test_any_value_is_taken_or_refused_by_name(key: str, value: Any) -> None:
+    options = {"name": "mean", key: value}
+    try:
+        spec = function_spec(**options)
+    except ManifestError as error:
+        said = str(error)
+        assert f"option {key}" in said
+    else:
+        assert msgspec.json.decode(msgspec.json.encode(spec), type=ServiceSpec) == spec
+
+
+# --- schema
+
+
+def test_the_schema_says_what_the_reader_does(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = manifest_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert set(schema["properties"]) == set(FIELDS)
+    assert all(one.get("description") for one in schema["properties"].values())
+    validator = jsonschema.Draft202012Validator(schema)
+    good = [{}, {"port": 1}, {"dependencies": ["six", {"service": "db"}]}, {"timeout": None, "python": "3.12"}]
+    bad = [{"timeout": "x"}, {"timeout": 0}, {"python": 3.12}, {"dependencies": "six"}, {"env_vars": {"A": 1}}]
+    assert [one for one in good if not validator.is_valid(one)] == []
+    assert [one for one in bad if validator.is_valid(one)] == []
+    for index, manifest in enumerate([*good, *bad]):
+        service(tmp_path / str(index), json.dumps(manifest))
+        if manifest in good:
+            load_spec(tmp_path / str(index))
+        else:
+            refusal(tmp_path / str(index))
+
+
+def test_importing_the_package_does_not_import_msgspec() -> None:
+    code = "import sys; sys.modules['atoll'] = m = type(sys)('atoll'); m.__path__ = [sys.argv[1]]\n"
+    code += "import atoll.manifest, atoll.environments; print('msgspec' in sys.modules, 'yaml' in sys.modules)"
+    folder = str(Path(sys.modules["atoll"].__file__ or "").parent)
+    source = str(Path(folder).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r})\n{code}", folder],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "False"]
