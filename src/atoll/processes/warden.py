@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The warden: one permanent thread per host process that spawns every worker and watches every worker.
 
-One thread, because the kernel ties some things (PR_SET_PDEATHSIG) to the thread that spawned a child; permanent, for
-the same reason. It watches by pidfd, so a death is known at once and a reaped process id is never mistaken for another
-process. What does not belong here: reading what workers print (``output``; a log handler may block), and anything that
-calls user code.
+One thread, so that a spawn and a death are never handled at once, and permanent, because some of what a child inherits
+is tied to the thread that spawned it and ends with it. It watches by pidfd: a death is known at once, and a reaped
+process id is never mistaken for another process. What does not belong here: reading what workers print (``output``; a
+log handler may block), and anything that calls user code.
 """
 
 from __future__ import annotations
