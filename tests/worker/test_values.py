@@ -232,8 +232,8 @@ def test_registered_classes(decoder: Decoder) -> None:
     for cls in (Link, Frozen, Slotted, Strict, Colour, Level, Rights, Point):
         assert register(cls) is cls
     values: list[Any] = [
-        Link([Link(None)]), Frozen("n"), Slotted(1, [2]), Strict(3), Colour.RED, Colour.BLUE, Colour.ALSO_RED, Level.HIGH,
-        Rights.READ, Rights.READ | Rights.RUN, Rights(0), Point(1), Point(1, Point(2, "x")),
+        Link([Link(None)]), Frozen("n"), Slotted(1, [2]), Strict(3), Colour.RED, Colour.BLUE, Colour.ALSO_RED,
+        Level.HIGH, Rights.READ, Rights.READ | Rights.RUN, Rights(0), Point(1), Point(1, Point(2, "x")),
     ]  # fmt: skip
     for value in values:
         arrived = passed(value, decoder)
