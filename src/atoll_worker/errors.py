@@ -67,6 +67,14 @@ def describe_exception(error: BaseException, encodable: Callable[[Any], bool], s
     return _describe(error, encodable, skip, {})
 
 
+# What some builtins keep neither in their arguments nor in their dictionary.
+_BESIDE_ARGS = (
+    (OSError, ("filename", "filename2")),
+    (ImportError, ("name", "path")),
+    ((NameError, AttributeError), ("name",)),
+)
+
+
 def _describe(
     error: BaseException, encodable: Callable[[Any], bool], skip: int, seen: Dict[int, bool]
 ) -> Dict[str, Any]:
@@ -75,7 +83,9 @@ def _describe(
 
     def parts() -> List[Any]:
         if isinstance(error, SyntaxError):
-            place = (error.filename, error.lineno, error.offset, error.text)
+            place = [error.filename, error.lineno, error.offset, error.text]
+            if hasattr(error, "end_lineno"):  # from Python 3.10 on
+                place += [error.end_lineno, error.end_offset]
             return [_plain(error.msg, encodable), tuple(_plain(part, encodable) for part in place)]
         return [_plain(part, encodable) for part in error.args[:MAX_PARTS]]
 
@@ -84,6 +94,12 @@ def _describe(
         for name, part in list((getattr(error, "__dict__", None) or {}).items())[:MAX_PARTS]:
             if type(name) is str and name != "__notes__" and _passes(name, encodable) and _passes(part, encodable):
                 found[name] = part
+        for builtin, names in _BESIDE_ARGS:
+            if isinstance(error, builtin):
+                for name in names:
+                    part = getattr(error, name, None)
+                    if part is not None and _passes(part, encodable):
+                        found[name] = part
         return found
 
     def notes() -> List[str]:

@@ -119,6 +119,8 @@ def _class_for(name: str, original: type[BaseException] | None) -> type[RemoteEr
             "__str__": _str,
             "__reduce__": _reduce,
         }
+        if original is not None and issubclass(original, MemoryError):
+            namespace["__new__"] = Exception.__new__  # its own makes no objects of a class with two bases
         try:
             cls = type(name.rpartition(".")[2], bases, namespace)
         except TypeError:  # a registered class that cannot be derived from, or not together with RemoteError
