@@ -3,7 +3,8 @@
 
 Reads CALL frames from stdin and answers each on stdout. A payload is a pair: ("echo", value) is sent back as decoded
 and encoded here; ("own", group) is answered with this process's own values of that group (``STANDARD``, ``ARRAYS``,
-``SCALARS``); ("has", module) and ("version", None) with what is there; ("same", (group, values)) with the positions at which the values differ from them.
+``SCALARS``); ("has", module) and ("version", None) with what is there;
+("same", (group, values)) with the positions at which the values differ from them.
 """
 
 from __future__ import annotations

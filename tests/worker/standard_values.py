@@ -2,8 +2,6 @@
 """Values of every type of the standard library that crosses, and when two are the same. Loaded by the tests and, under
 Python 3.9 and later, by the process that echoes: so nothing newer, and no third party, is used here."""
 
-# ruff: noqa: B905
-
 from __future__ import annotations
 
 import datetime
@@ -15,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+UTC = datetime.timezone(datetime.timedelta(0))  # the name datetime.UTC is new in Python 3.11
 SHARED = [1, 2]
 DAY = datetime.date(2024, 2, 29)
 HOURS = datetime.timezone(datetime.timedelta(hours=-3, minutes=-30))
@@ -30,10 +29,10 @@ STANDARD: list[Any] = [
     {index: str(index) for index in range(2000)}, set(), {1, "a", (2,)}, frozenset(), frozenset({1, frozenset({2})}),
     set(range(2000)), range(5), range(10, -10, -3), range(10**30), slice(None), slice(1, "a", None), ...,
     DAY, datetime.date.min, datetime.date.max, datetime.time(), datetime.time(23, 59, 59, 999_999, fold=1),
-    datetime.time(1, 2, tzinfo=datetime.UTC), datetime.datetime(2024, 2, 29, 1, 2, 3, 4),
+    datetime.time(1, 2, tzinfo=UTC), datetime.datetime(2024, 2, 29, 1, 2, 3, 4),
     datetime.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
     datetime.datetime(1, 1, 1, tzinfo=HOURS), datetime.datetime.max, datetime.timedelta(-1, 5, 7),
-    datetime.timedelta.max, datetime.timedelta.min, datetime.UTC, HOURS, NAMED, zoneinfo.ZoneInfo("Asia/Tokyo"),
+    datetime.timedelta.max, datetime.timedelta.min, UTC, HOURS, NAMED, zoneinfo.ZoneInfo("Asia/Tokyo"),
     Decimal("1.50"), Decimal("-0"), Decimal("NaN"), Decimal("sNaN12"), Decimal("-Infinity"), Decimal("1E+999999"),
     Fraction(-3, 4), Fraction(10**40, 7), uuid.UUID(int=0), uuid.UUID("12345678123456781234567812345678"),
     Path("/a/b"), Path("relative/ü"), PurePosixPath("."), PurePosixPath("/x"), PureWindowsPath(r"C:\x\y"),
@@ -62,7 +61,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, datetime.time):
         return repr(one) == repr(other)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other))
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other))  # noqa: B905 - new in Python 3.10
     if isinstance(one, dict):
         return same(list(one.items()), list(other.items()))
     if isinstance(one, (set, frozenset)):
