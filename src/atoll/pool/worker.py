@@ -97,10 +97,11 @@ class Worker:
         except ConnectionClosed:
             self.raise_died("start")
         except DeadlinePassed:
+            phase = self._phase("start")  # first, since stacks() would read past it
             stacks = self.stacks()
             raise WorkerStartError(
                 f"service {plan.service!r} was not ready after start_timeout={plan.start_timeout:g} seconds "
-                f"(in phase {self._phase('start')}); its worker was stopped"
+                f"(in phase {phase}); its worker was stopped"
                 + (f". It was here:\n{stacks}" if stacks else "")
             ) from None
         except ProtocolError as error:
