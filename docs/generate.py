@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import atoll_worker
 
 PAGE = Path(__file__).parent / "reference.md"
 SOURCE = Path(__file__).parents[1] / "src"
+
+_MADE_BY_USERS = {"Service"}
 
 SECTIONS: list[tuple[str, Any, list[str]]] = [
     ("Calling", atoll, ["function", "Function", "RemoteFunction", "Service", "FunctionInfo", "shutdown"]),
@@ -50,8 +53,13 @@ def _entry(module: Any, name: str) -> str:
     if inspect.isclass(thing) and issubclass(thing, Exception):
         bases = ", ".join(f"`{base.__name__}`" for base in thing.__bases__)
         lines.append(f"Derives from {bases}.\n")
-    elif signature := _signature(thing):
-        lines.append(f"```text\n{name}{signature}\n```\n")
+    else:
+        # A class's first arguments are atoll's own business, unless it is one that users make.
+        shown = [_signature(one) for one in typing.get_overloads(thing)] if inspect.isfunction(thing) else []
+        if not shown and (inspect.isfunction(thing) or name in _MADE_BY_USERS):
+            shown = [_signature(thing)]
+        if shown:
+            lines.append("```text\n" + "\n".join(f"{name}{signature}" for signature in shown) + "\n```\n")
     lines.append(_text(thing))
     if inspect.isclass(thing) and not issubclass(thing, Exception):
         for attribute in _own_attributes(thing):
