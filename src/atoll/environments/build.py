@@ -72,7 +72,7 @@ def build(
     try:
         venv = os.path.join(folder, "venv")
         python = os.path.join(venv, "bin", "python")
-        installer = _Installer(request, offline, progress, held)
+        installer = Installer(request, offline, progress, held)
         progress.stage("making the environment")
         # At "/" there is no project whose settings uv could take for ours; an interpreter is never fetched here.
         installer.run("cannot be made", ["venv", "--relocatable", "--no-project", "--python", interpreter.path, venv])
@@ -126,8 +126,8 @@ def sweep(key: str | None = None) -> int:
     return count
 
 
-class _Installer:
-    """uv at work in one half-made environment."""
+class Installer:
+    """uv at work for one request. Its children inherit the lock ``held``."""
 
     def __init__(self, request: EnvironmentRequest, offline: bool, progress: Progress, held: Lock) -> None:
         self._request = request
@@ -148,7 +148,7 @@ class _Installer:
         )
         if result.status != 0:
             message = f"service {self._request.service!r}: its environment {what}"
-            raise uv_error(BuildError, message, "the installer", result, self._offline)
+            raise uv_error(BuildError, message, "the installer", result)
         return result
 
     def install_lock(self, lock: str, python: str) -> None:
@@ -158,10 +158,16 @@ class _Installer:
         # Relative paths in a lock that a user wrote are meant from where it lies.
         cwd = os.path.dirname(self._request.lock) if self._request.lock is not None else "/"
         self.run("cannot be installed", [*arguments, *index_arguments(self._request)], cwd=cwd)
-        if self._request.lock is not None and self._request.dependencies:
-            # With nowhere to get packages from, uv can only say that what is there is enough, or what is missing.
-            check = ["pip", "install", "--python", python, "--no-index", "--no-deps", *self._request.dependencies]
-            self.run(f"lacks what it needs: lock {self._request.lock} does not hold its dependencies", check)
+
+    def check_lock(self, python: str) -> None:
+        """Whether what the lock installed is all that the dependencies ask for."""
+        self._progress.stage("checking")
+        # With nowhere to get packages from, uv can only say that what is there is enough, or what is missing.
+        check = ["pip", "install", "--python", python, "--no-index", "--no-deps", "--dry-run"]
+        what = f"lacks what it needs: lock {self._request.lock} does not hold its dependencies"
+        result = self.run(what, [*check, *self._request.dependencies])
+        if "Would install" in result.stderr:
+            raise uv_error(BuildError, f"service {self._request.service!r}: its environment {what}", "uv", result)
 
     def sync_project(self, venv: str, python: str) -> None:
         """What ``uv sync --frozen`` installs, without development groups and editable links to the project's files."""

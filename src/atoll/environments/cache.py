@@ -16,12 +16,11 @@
 
 What always holds here: a lock is the kernel's (flock), so the death of its holder frees it; a builder's lock is
 inherited by the installer it starts, so it is free only when that one has stopped writing too. What does not belong
-here: what a record means.
+here: what a record means. (``fcntl`` is imported where it is used: Windows has none, and importing atoll works there.)
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import weakref
@@ -128,6 +127,8 @@ class Lock:
 
     def acquire(self, *, wait: bool = True) -> bool:
         """Take it; with ``wait=False``, say False instead of waiting."""
+        import fcntl
+
         make_folder(os.path.dirname(self._path))
         while True:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -146,6 +147,8 @@ class Lock:
 
     def release(self) -> None:
         """Give it back, even if a child that inherited it should still live."""
+        import fcntl
+
         fd, self.fd = self.fd, -1
         if fd >= 0:
             fcntl.flock(fd, fcntl.LOCK_UN)
@@ -173,6 +176,8 @@ def mark_used(folder: str) -> Use | None:
 
     One lock for all that share it in this process: a thousand functions need one file descriptor.
     """
+    import fcntl
+
     path = os.path.join(folder, "used")
     with _uses_lock:
         use = _uses.get(path)
@@ -184,6 +189,9 @@ def mark_used(folder: str) -> Use | None:
             try:
                 # Others hold it exclusively for moments only: prune while it renames, list while it looks.
                 fcntl.flock(fd, fcntl.LOCK_SH)
+            except OSError:
+                os.close(fd)  # a file system without locks: the way through the builder's lock says so
+                return None
             except BaseException:
                 os.close(fd)
                 raise
@@ -201,6 +209,8 @@ def mark_used(folder: str) -> Use | None:
 @contextmanager
 def unused(folder: str) -> Iterator[bool]:
     """Whether nobody uses an environment; if so, nobody can begin to within the block."""
+    import fcntl
+
     try:
         fd = os.open(os.path.join(folder, "used"), os.O_RDWR | os.O_CLOEXEC)
     except OSError:

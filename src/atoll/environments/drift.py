@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from ..errors import EnvironmentDrift
 from .environment import Environment
@@ -50,10 +50,9 @@ def check_drift(
             break  # what comes after the environment's own folder cannot hide anything in it
         if _STDLIB.search(folder) or _within(folder, inside):
             continue
-        for module, file in _modules_in(folder):
-            if module in environment.modules:
-                distribution = environment.modules[module]
-                raise EnvironmentDrift(_message(environment, module, distribution, file, own, "would be loaded"))
+        for module, file in _modules_in(folder, environment.modules):
+            distribution = environment.modules[module]
+            raise EnvironmentDrift(_message(environment, module, distribution, file, own, "would be loaded"))
 
 
 def _message(environment: Environment, module: str, distribution: str, file: str, own: set[str], verb: str) -> str:
@@ -74,13 +73,15 @@ def _message(environment: Environment, module: str, distribution: str, file: str
     )
 
 
-def _modules_in(folder: str) -> list[tuple[str, str]]:
-    """Import names that a folder of ``sys.path`` offers, with their files. Not namespace packages: they never win."""
+def _modules_in(folder: str, wanted: Container[str]) -> list[tuple[str, str]]:
+    """Those names that a folder of ``sys.path`` offers, with their files. Not namespace packages: they never win."""
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, dot, suffix = entry.name.partition(".")
+                if stem not in wanted:
+                    continue
                 if dot:
                     if suffix in ("py", "pyc") or suffix.endswith("so"):
                         found.append((stem, entry.path))

@@ -8,7 +8,7 @@ how it came to be (``build``) and where it lies (``cache``).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -23,10 +23,10 @@ class Use:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def __del__(self) -> None:
-        fd, self._fd = self._fd, -1
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        fd, self._fd = self._fd, -1  # the default is for the interpreter's end, when globals may be gone
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def resolve(
     )
     if result.status != 0:
         what = f"service {request.service!r}: its packages cannot be resolved for Python {interpreter.version_text}"
-        raise uv_error(ResolutionError, what, "the resolver", result, offline)
+        raise uv_error(ResolutionError, what, "the resolver", result)
     return "".join(_absolute(line, folder) for line in result.stdout.splitlines(keepends=True))
 
 
@@ -87,10 +87,10 @@ def index_arguments(request: EnvironmentRequest) -> list[str]:
     return arguments
 
 
-def uv_error(kind: type[EnvironmentError], what: str, who: str, result: UvResult, offline: bool) -> EnvironmentError:
+def uv_error(kind: type[EnvironmentError], what: str, who: str, result: UvResult) -> EnvironmentError:
     """The error for a uv command that failed, with its words as they came."""
     words = result.stderr.rstrip("\n") or result.stdout.rstrip("\n") or f"exit status {result.status}, no words"
-    if offline and wants_network(result):
+    if wants_network(result):
         return OfflineError(
             f"{what}: something is missing on this machine, and offline mode is on. Build it once with the network "
             f"(or give find_links, a folder with the distribution files), or unset ATOLL_OFFLINE. "

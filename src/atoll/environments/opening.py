@@ -14,8 +14,18 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EnvironmentError, InterpreterNotFound
-from .cache import MARKER, Lock, environment_folder, mark_used, read_record, request_file, write_record
+from ..errors import BuildError, EnvironmentError, InterpreterNotFound
+from .cache import (
+    MARKER,
+    Lock,
+    cache_folder,
+    environment_folder,
+    make_folder,
+    mark_used,
+    read_record,
+    request_file,
+    write_record,
+)
 from .environment import Environment
 from .request import EnvironmentRequest, file_stamp, sha256
 
@@ -139,6 +149,13 @@ def prepare(
     from .progress import build_progress
 
     offline = is_offline(offline)
+    try:
+        make_folder(os.path.join(cache_folder(), "locks"))
+    except OSError as error:
+        raise BuildError(
+            f"service {request.service!r}: the cache folder {cache_folder()} cannot be used: {error.strerror}; "
+            "set ATOLL_CACHE_DIR to one that can be written"
+        ) from error
     with build_progress(f"environment for service {request.service!r}", progress) as shown:
         lock = Lock(f"request-{digest}")
         if not lock.acquire(wait=False):
@@ -163,7 +180,7 @@ def _prepare(
     resolve_anew: bool,
     reinstall: bool,
 ) -> Environment:
-    from .build import build
+    from .build import Installer, build
     from .lock import choose_interpreter, resolve
 
     shown.stage("looking for an interpreter")
@@ -187,6 +204,8 @@ def _prepare(
                 f"service {request.service!r}: environment {key} was built, and was gone or changed at once; is "
                 f"something else removing files from {environment_folder(key)}?"
             )
+        if request.lock is not None and request.dependencies:
+            Installer(request, offline, shown, lock).check_lock(ready.python)
         write_record(
             request_file(digest),
             {"key": key, "interpreter": interpreter.identity, "lock": text, "request": request.as_record()},

@@ -21,7 +21,7 @@ _UV_KEPT = (
     "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_KEYRING_PROVIDER", "UV_INSECURE_HOST",
     "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT", "UV_HTTP_RETRIES", "UV_HTTP_CONNECT_TIMEOUT",
     "UV_REQUEST_TIMEOUT", "UV_GITHUB_TOKEN", "UV_GIT_LFS", "UV_CREDENTIALS_DIR", "UV_PYTHON_DOWNLOADS",
-    "UV_TORCH_BACKEND", "UV_PRERELEASE",
+    "UV_TORCH_BACKEND", "UV_PRERELEASE", "UV_NO_BUILD", "UV_NO_BUILD_PACKAGE", "UV_NO_BINARY", "UV_NO_BINARY_PACKAGE",
 )  # fmt: skip
 _UV_KEPT_PREFIXES = ("UV_INDEX_", "UV_CONCURRENT_", "UV_PYTHON_INSTALL_", "UV_PYPY_INSTALL_", "UV_PYTHON_DOWNLOADS_")
 # Source distributions may call pip while they build; the same holds for its variables.
@@ -145,9 +145,8 @@ def run_uv(
 
 
 def wants_network(result: UvResult) -> bool:
-    """Whether a command that ran offline failed for that reason; uv says so in one of these ways."""
+    """Whether a command failed because it ran offline, by our wish or by uv's settings; uv says so in these ways."""
     words = result.stderr.lower()
     return any(
-        phrase in words
-        for phrase in ("network was disabled", "not found in the cache", "network connectivity is disabled", "offline")
+        phrase in words for phrase in ("network was disabled", "network connectivity is disabled", "found in the cache")
     )
