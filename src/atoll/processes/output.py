@@ -47,10 +47,12 @@ class Stream:
         if self._rest and (not data or len(self._rest) > LONGEST_LINE):
             lines.append(self._rest)
             self._rest = b""
-        for line in lines:
-            text = line.decode("utf-8", "backslashreplace").rstrip("\r")
-            self.last_lines.append(text)
-            self._logger.log(self._level, "%s", text, extra=self._extra)
+        texts = [line.decode("utf-8", "backslashreplace").rstrip("\r") for line in lines]
+        self.last_lines.extend(texts)  # before any handler, which may take its time
+        for text in texts:
+            # A handler or filter of the user's that raises: that is between the two of them.
+            with contextlib.suppress(Exception):
+                self._logger.log(self._level, "%s", text, extra=self._extra)
         return bool(data)
 
 
@@ -87,7 +89,7 @@ class OutputReader:
             for fd, _ in self._poll.poll():
                 if fd == self._wake_read:
                     os.read(fd, 4096)
-                elif fd in self._streams and not self._read(self._streams[fd]):
+                elif fd in self._streams and not self._streams[fd].read():
                     self._end(self._streams[fd])
             while self._added:
                 stream = self._added.popleft()
@@ -98,13 +100,6 @@ class OutputReader:
                 stream = self._dropped.popleft()
                 if self._streams.get(stream.fd) is stream:
                     self._end(stream)
-
-    def _read(self, stream: Stream) -> bool:
-        try:
-            return stream.read()
-        except Exception:
-            logging.getLogger("atoll.processes").debug("a log handler raised", exc_info=True)
-            return True
 
     def _end(self, stream: Stream) -> None:
         del self._streams[stream.fd]
