@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls on an event loop: natively, in order, cancellable, on any loop, and never in the way of other tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atoll
+from conditions import until, until_gone
+
+
+def loops() -> list[Any]:
+    found = [pytest.param(asyncio.new_event_loop, id="asyncio")]
+    try:
+        import uvloop
+    except ImportError:
+        found.append(pytest.param(None, id="uvloop", marks=pytest.mark.skip("uvloop is not installed")))
+    else:
+        # Once per process libuv makes a pipe for signals and keeps it.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(asyncio.sleep(0))
+        found.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
+    return found
+
+
+@pytest.fixture(params=loops())
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """As ``asyncio.run``, on each kind of loop."""
+
+    def run_on_loop(main: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(asyncio.wait_for(main, 60))
+
+    return run_on_loop
+
+
+def double() -> atoll.Function[[int], int]:
+    @atoll.function
+    def double(x: int) -> int:
+        return 2 * x
+
+    return double
+
+
+def waiting() -> atoll.Function[[str], int]:
+    @atoll.function
+    def wait_for(path: str) -> int:
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.002)
+        return os.getpid()
+
+    return wait_for
+
+
+def test_one_after_another_and_gathered(run: Any) -> None:
+    f = double()
+
+    async def main() -> None:
+        assert [await f.aio(n) for n in range(200)] == [2 * n for n in range(200)]
+        assert await asyncio.gather(*(f.aio(n) for n in range(500))) == [2 * n for n in range(500)]
+
+    run(main())
+
+
+def test_large_values(run: Any) -> None:
+    @atoll.function
+    def reverse(data: bytes) -> bytes:
+        return data[::-1]
+
+    data = bytes(range(256)) * 40_000
+
+    async def main() -> None:
+        results = await asyncio.gather(*(reverse.aio(data[n:]) for n in range(4)))
+        assert all(result == data[n:][::-1] for n, result in enumerate(results))
+
+    run(main())
+
+
+def test_the_first_call_does_not_block_the_loop(run: Any) -> None:
+    f = double()
+
+    async def main() -> None:
+        call = asyncio.create_task(f.aio(1))
+        turns = 0
+        while not call.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert await call == 2
+        assert turns > 10
+
+    run(main())
+
+
+def test_a_slow_call_does_not_block_the_loop(run: Any, tmp_path: Path) -> None:
+    f = waiting()
+    go = tmp_path / "go"
+
+    async def main() -> None:
+        await asyncio.to_thread(f.start)
+        call = asyncio.create_task(f.aio(str(go)))
+        for _ in range(100):
+            await asyncio.sleep(0.0001)
+        assert not call.done()
+        go.touch()  # by this very loop: were it blocked, this would not be reached
+        assert await call == f.pid
+
+    run(main())
+
+
+def test_a_row_of_quick_calls_lets_other_tasks_run(run: Any) -> None:
+    f = double()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def main() -> None:
+        await f.aio(0)
+        beside = asyncio.create_task(other())
+        began = time.monotonic()
+        calls = 0
+        while time.monotonic() - began < 0.1:
+            await f.aio(1)
+            calls += 1
+        beside.cancel()
+        assert calls > 10
+        assert turns >= 10
+
+    run(main())
+
+
+def test_cancelling_stops_the_worker_and_the_next_call_has_another(run: Any, tmp_path: Path) -> None:
+    f = waiting()
+
+    async def main() -> None:
+        await asyncio.to_thread(f.start)
+        first = f.pid
+        assert first is not None
+        call = asyncio.create_task(f.aio(str(tmp_path / "never")))
+        while f._pool._worker is None or f._pool._worker.connection.conversation.state == "idle" or not call.done():
+            await asyncio.sleep(0.001)
+            if f._pool._turnstile.take(False):
+                f._pool._turnstile.give()  # nobody is in yet
+                continue
+            break
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        until_gone(first)
+        (tmp_path / "go").touch()
+        second = await f.aio(str(tmp_path / "go"))
+        assert second not in (first, None)
+
+    run(main())
+
+
+def test_cancelling_a_call_that_waits_for_its_turn_stops_nothing(run: Any, tmp_path: Path) -> None:
+    f = waiting()
+    go = tmp_path / "go"
+
+    async def main() -> None:
+        await asyncio.to_thread(f.start)
+        pid = f.pid
+        first = asyncio.create_task(f.aio(str(go)))
+        waiting = [asyncio.create_task(f.aio(str(go))) for _ in range(3)]
+        while len(f._pool._turnstile.queue) < 3:
+            await asyncio.sleep(0.001)
+        waiting[0].cancel()
+        waiting[2].cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting[0]
+        go.touch()
+        assert await first == pid
+        assert await waiting[1] == pid
+        assert waiting[2].cancelled()
+
+    run(main())
+
+
+def test_cancelling_while_the_worker_starts(run: Any) -> None:
+    f = double()
+
+    async def main() -> None:
+        call = asyncio.create_task(f.aio(1))
+        while not f._pool._turnstile.waiting and f._pool._turnstile.take(False):
+            f._pool._turnstile.give()
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await f.aio(2) == 4
+
+    run(main())
+
+
+def test_deadlines(run: Any, tmp_path: Path) -> None:
+    f = waiting()
+    never, go = str(tmp_path / "never"), tmp_path / "go"
+    go.touch()
+
+    async def main() -> None:
+        await asyncio.to_thread(f.start)
+        first = f.pid
+        assert first is not None
+        with pytest.raises(atoll.CallTimeout, match=r"did not answer within 0.2 seconds"):
+            await f.options(timeout=0.2).aio(never)
+        until_gone(first)
+        assert await f.aio(str(go)) != first
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(f.aio(never), 0.2)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await f.aio(never)
+        holder = asyncio.create_task(f.aio(never))
+        while f._pool._turnstile.try_enter():
+            f._pool._turnstile.leave()
+            await asyncio.sleep(0.001)
+        with pytest.raises(atoll.CallTimeout, match="did not get its turn"):
+            await f.options(timeout=0.1).aio(str(go))
+        holder.cancel()
+        assert await f.options(timeout=30).aio(str(go))
+
+    run(main())
+
+
+def test_several_loops_in_several_threads_and_plain_threads_at_once() -> None:
+    f = double()
+    f(0)
+    wrong: list[object] = []
+
+    def on_a_loop(base: int) -> None:
+        async def main() -> None:
+            results = await asyncio.gather(*(f.aio(base + n) for n in range(100)))
+            if results != [2 * (base + n) for n in range(100)]:
+                wrong.append(results)
+
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            wrong.append(error)
+
+    def plainly(base: int) -> None:
+        for n in range(100):
+            try:
+                if f(base + n) != 2 * (base + n):
+                    wrong.append(base + n)
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [
+        threading.Thread(target=target, args=(1000 * number,))
+        for number, target in enumerate([on_a_loop, plainly, on_a_loop, plainly])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_loops_one_after_another_use_the_same_worker() -> None:
+    f = double()
+    pids = set()
+    for _ in range(3):
+        assert asyncio.run(_call(f)) == 14
+        pids.add(f.pid)
+    assert f(7) == 14
+    assert len(pids) == 1
+
+
+async def _call(f: atoll.Function[[int], int]) -> int:
+    return await f.aio(7)
+
+
+def test_a_loop_that_ends_with_a_task_in_the_queue_leaves_the_turn_to_others(tmp_path: Path) -> None:
+    f = waiting()
+    go = tmp_path / "go"
+    f.start()
+    thread = threading.Thread(target=f, args=(str(go),))
+    thread.start()
+    until(lambda: not f._pool._turnstile.try_enter() or f._pool._turnstile.leave())
+
+    async def abandon() -> None:
+        _tasks = [asyncio.create_task(f.aio(str(go))) for _ in range(3)]
+        while len(f._pool._turnstile.queue) < 3:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(abandon())  # cancels them
+    go.touch()
+    thread.join(30)
+    assert f.options(timeout=30)(str(go)) == f.pid
+
+
+def test_errors_are_raised_in_the_task(run: Any) -> None:
+    @atoll.function
+    def fail(how: str) -> None:
+        import os
+
+        if how == "die":
+            os._exit(4)
+        raise LookupError(how)
+
+    async def main() -> None:
+        with pytest.raises(LookupError, match="lost"):
+            await fail.aio("lost")
+        with pytest.raises(atoll.WorkerDied, match="exited with code 4"):
+            await fail.aio("die")
+        with pytest.raises(atoll.EncodeError, match=r"args\[0\]: _thread.lock"):
+            await fail.aio(threading.Lock())  # type: ignore[arg-type]
+        results = await asyncio.gather(*(fail.aio("die") for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [atoll.WorkerDied] * 3
+        with pytest.raises(LookupError):
+            await fail.aio("again")
+
+    run(main())
+
+
+def test_closing_ends_a_call_in_progress(run: Any, tmp_path: Path) -> None:
+    f = waiting()
+
+    async def main() -> None:
+        await asyncio.to_thread(f.start)
+        call = asyncio.create_task(f.aio(str(tmp_path / "never")))
+        while f._pool._turnstile.try_enter():
+            f._pool._turnstile.leave()
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(f.close)
+        with pytest.raises(atoll.ServiceClosed):
+            await call
+
+    run(main())
