@@ -7,6 +7,7 @@ registered class's or builtin's ``__init__`` needs to succeed.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import linecache
 from types import CodeType, TracebackType
@@ -168,7 +169,16 @@ def _traceback(frames: list[Any], boundary: str) -> TracebackType | None:
     return result
 
 
-_RAISING = compile("raise LookupError", "<atoll>", "exec")
+def _without_columns(source: str) -> CodeType:
+    """Code that knows its lines only: Python would underline its columns in the remote line."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.stmt, ast.expr)):
+            node.col_offset = node.end_col_offset = -1
+    return compile(tree, "<atoll>", "exec")
+
+
+_RAISING = _without_columns("raise LookupError")
 
 
 def _entry(filename: str, line: int, function: str, text: str, below: TracebackType | None) -> TracebackType | None:
