@@ -273,6 +273,7 @@ def test_the_printed_traceback_shows_the_workers_files_lines_and_text(write: Wri
     assert here < outer_at < deeper_at
     assert f"worker of 'outer', pid {caught.value.pid}" in printed  # type: ignore[attr-defined]
     assert printed.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert "^" not in printed[outer_at:], "columns are not known, so nothing is underlined"
     assert "runtime.py" not in printed
     assert "# in deeper" in caught.value.remote_traceback  # type: ignore[attr-defined]
 
