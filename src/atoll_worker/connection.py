@@ -430,7 +430,7 @@ class Connection:
         _yielding.add(self)
         try:
             yields = 0
-            for yields in self._yields:
+            for yields in self._yields:  # noqa: B007 - what it was last is the point
                 if words[word] != read or len(_yielding) > 1:
                     break
                 _sched_yield()
@@ -462,7 +462,7 @@ class Connection:
                     break
             else:
                 yields = 0
-                for yields in self._yields:
+                for yields in self._yields:  # noqa: B007 - as above
                     if words[word] != read:
                         break
                     _sched_yield()
