@@ -14,7 +14,12 @@ from collections.abc import Callable
 
 
 class _Waiter:
-    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting."""
+    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting. Of the two
+    sides, exactly one passes on a turn that came too late.
+
+    Args:
+        wake: wakes the one who waits; raises RuntimeError if nobody is there any more.
+    """
 
     __slots__ = ("abandoned", "granted", "lock", "wake")
 
@@ -29,14 +34,17 @@ class _Waiter:
             if self.abandoned:
                 return False
             self.granted = True
-        self.wake()
+        try:
+            self.wake()
+        except RuntimeError:
+            return self.abandon()  # its event loop was closed with the task in the queue
         return True
 
     def abandon(self) -> bool:
         """False if the turn came after all."""
         with self.lock:
-            self.abandoned = not self.granted
-            return self.abandoned
+            came, self.granted, self.abandoned = self.granted, False, True
+            return not came
 
 
 class Turnstile:
@@ -92,13 +100,7 @@ class Turnstile:
             if not turn.done():
                 turn.set_result(None)
 
-        def wake() -> None:
-            try:
-                loop.call_soon_threadsafe(finish)
-            except RuntimeError:
-                self.leave()  # the loop was closed with the task in the queue
-
-        waiter = _Waiter(wake)
+        waiter = _Waiter(lambda: loop.call_soon_threadsafe(finish))
         self.queue.append(waiter)
         self.pass_on()
         try:
