@@ -95,10 +95,9 @@ def test_pythonpath_pth_files_and_the_users_site_never_reach_it(write: Write, tm
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     write("planted/planted_by_pythonpath.py", "")
     write("planted/sitecustomize.py", "import sys; sys.path.append('/planted/by/sitecustomize')\n")
-    write(
-        f"home/lib/{version}/site-packages/planted_by_user_site.py", "import sys\npth_ran = hasattr(sys, 'planted')\n"
-    )
-    write(f"home/lib/{version}/site-packages/planted.pth", "import sys; sys.planted = 1\n/planted/by/pth\n")
+    user_site = f"home/lib/{version}/site-packages"
+    write(f"{user_site}/planted_by_user_site.py", "import sys\npth_ran = hasattr(sys, 'planted')\n")
+    write(f"{user_site}/planted.pth", "import sys; sys.planted = 1\n/planted/by/pth\n")
     write("planted_beside.py", "")
     script = write("host.py", HOST)
     environ = {**os.environ, "PYTHONPATH": str(tmp_path / "planted"), "PYTHONUSERBASE": str(tmp_path / "home")}

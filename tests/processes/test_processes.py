@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: whole trees end, every end is noticed, the warden survives what it is told to do, forks are let go."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import atoll
+from atoll.processes import start_process, warden
+from atoll.processes.output import Stream, output_reader
+from atoll.processes.tree import descendants, kill_tree
+from atoll.processes.warden import Warden
+from conditions import children_of, is_gone, run_python, until, until_gone
+
+FAMILY = """\
+import os, subprocess, sys, time
+subprocess.Popen(["sleep", "600"])
+subprocess.Popen(["sleep", "601"], start_new_session=True)
+subprocess.Popen(["sh", "-c", "sleep 602 & sleep 603"], start_new_session=True)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def family() -> subprocess.Popen[str]:
+    """A process with descendants in and out of its group."""
+    process = subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True, process_group=0)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    until(lambda: len(descendants(process.pid)) == 5)
+    return process
+
+
+def test_descendants_are_found_and_end_with_the_tree(family: subprocess.Popen[str]) -> None:
+    strays = descendants(family.pid)
+    assert set(children_of(family.pid)) < set(strays)
+    kill_tree(family.pid)
+    assert family.wait(20) == -signal.SIGKILL
+    until_gone(*strays)
+
+
+def test_nobody_has_descendants_who_does_not_exist() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert descendants(ended.pid) == []
+    kill_tree(ended.pid)  # does nothing
+
+
+def test_the_warden_raises_what_a_command_raises_and_goes_on() -> None:
+    def fail() -> None:
+        raise LookupError("on the warden's thread")
+
+    with pytest.raises(LookupError):
+        warden().run(fail)
+    assert warden().run(threading.current_thread).name == "atoll-warden"
+    assert warden().run(lambda: warden().run(lambda: 7)) == 7
+
+
+def test_the_warden_survives_a_timer_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("in a timer")
+
+    with caplog.at_level(logging.ERROR, "atoll.processes"):
+        warden().after(0, fail)
+        warden().after(0.01, done.set)
+        assert done.wait(20)
+        until(lambda: "the warden stumbled" in caplog.text)
+    assert warden().run(lambda: 1) == 1
+
+
+def test_timers_run_in_the_order_of_their_times() -> None:
+    order: list[int] = []
+    for number in (3, 1, 2):
+        warden().after(number / 100, lambda n=number: order.append(n))
+    until(lambda: len(order) == 3)
+    assert order == [1, 2, 3]
+
+
+class Child:
+    """Something to watch."""
+
+    def __init__(self, *command: str) -> None:
+        self._process = subprocess.Popen(command)
+        self.pid = self._process.pid
+        self.reaped = threading.Event()
+
+    def reap(self) -> None:
+        self.status = self._process.wait()
+        self.reaped.set()
+
+
+@pytest.mark.parametrize("with_pidfd", [True, False])
+def test_an_end_is_noticed(monkeypatch: pytest.MonkeyPatch, with_pidfd: bool) -> None:
+    if not with_pidfd:
+        monkeypatch.delattr(os, "pidfd_open")
+    quick, slow = warden().run(lambda: (Child("true"), Child("sleep", "600")))
+    for child in (quick, slow):
+        warden().run(lambda child=child: warden().watch(child))
+    assert quick.reaped.wait(20)
+    assert quick.status == 0
+    assert not slow.reaped.is_set()
+    os.kill(slow.pid, signal.SIGKILL)
+    assert slow.reaped.wait(20)
+    assert slow.status == -signal.SIGKILL
+
+
+def test_calls_deaths_and_timeouts_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+
+    @atoll.function
+    def work(what: str) -> str:
+        import os
+        import time
+
+        if what == "die":
+            os._exit(9)
+        if what == "hang":
+            time.sleep(600)
+        return what
+
+    assert work("x") == "x"
+    with pytest.raises(atoll.WorkerDied, match="exited with code 9"):
+        work("die")
+    with pytest.raises(atoll.CallTimeout):
+        work.options(timeout=0.1)("hang")
+    assert work("y") == "y"
+    pid = work.pid
+    assert pid is not None
+    work.close()
+    until_gone(pid)
+
+
+def test_a_worker_whose_end_somebody_else_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGCHLD ignored: the kernel reaps, nobody learns the status, and it is noticed all the same."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+
+        @atoll.function
+        def die() -> None:
+            import os
+
+            os._exit(5)
+
+        with pytest.raises(atoll.WorkerDied) as caught:
+            die()
+        assert caught.value.exit_code is None
+        assert caught.value.signal is None
+        until_gone(caught.value.pid)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="No such file"):
+        start_process(str(tmp_path / "no-python"), "nobody", {})
+    no_program = tmp_path / "text"
+    no_program.write_text("not a program")
+    no_program.chmod(0o755)
+    with pytest.raises(OSError, match="Exec format error"):
+        start_process(str(no_program), "nobody", {})
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_workers_hold_no_descriptor_of_each_other_or_of_the_host() -> None:
+    @atoll.function
+    def descriptors() -> dict[str, str]:
+        import os
+
+        found = {}
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                found[name] = os.readlink(f"/proc/self/fd/{name}")
+            except OSError:
+                pass
+        return found
+
+    other = atoll.function(lambda: 1)
+    other()
+    secret = os.open("/dev/zero", os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    try:
+        found = descriptors()
+    finally:
+        os.close(secret)
+    assert "/dev/zero" not in found.values()
+    sockets = [target for target in found.values() if target.startswith("socket:")]
+    pipes = [target for target in found.values() if target.startswith("pipe:")]
+    assert len(sockets) == 2  # data and control
+    assert len(pipes) == 3  # what it prints, and the lifeline
+    assert found["0"] == "/dev/null"
+    # Out of the reach of code that closes descriptors by number. (Of the lane only the mapping counts.)
+    low = [target for name, target in found.items() if 3 <= int(name) < 200 and "memfd:atoll-lane" not in target]
+    assert low == []
+
+
+FORKED = """\
+import os, sys, atoll
+
+@atoll.function
+def pid():
+    import os
+    return os.getpid()
+
+@atoll.function
+def other():
+    import os
+    return os.getpid()
+
+first = pid()
+child = os.fork()
+if child == 0:
+    mine = pid(), other()
+    assert first not in mine
+    atoll.shutdown()
+    print("child", len(set(mine)), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+assert pid() == first, "the child's calls and shutdown are none of the parent's business"
+print("parent", flush=True)
+"""
+
+
+def test_a_forked_child_has_workers_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "forked.py"
+    script.write_text(FORKED)
+    done = run_python(script)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["child", "2", "parent"]
+    assert done.returncode == 0
+
+
+def test_a_child_forked_by_multiprocessing_may_call(tmp_path: Path) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(
+        "import atoll, multiprocessing\n"
+        "@atoll.function\ndef double(x):\n    return 2 * x\n"
+        "def work(x):\n    return double(x)\n"
+        "assert double(1) == 2\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "        print(pool.map(work, range(6)))\n"
+        "        pool.close()\n        pool.join()\n"
+    )
+    done = run_python(script)
+    assert done.stdout == "[0, 2, 4, 6, 8, 10]\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_many_workers_start_and_end_side_by_side() -> None:
+    functions = [atoll.function(lambda: __import__("os").getpid()) for _ in range(12)]
+    futures = [function.submit() for function in functions]
+    pids = {future.result(60) for future in futures}
+    assert len(pids) == 12
+    began = time.monotonic()
+    atoll.shutdown()
+    assert time.monotonic() - began < 20
+    until_gone(*pids)
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+def stream() -> tuple[Stream, int]:
+    read, write = os.pipe()
+    one = Stream(read, "test", 1, "stdout")
+    output_reader().add(one)
+    return one, write
+
+
+def test_lines_are_put_together_and_the_rest_comes_at_the_end() -> None:
+    one, write = stream()
+    for part in (b"first ", b"line\nsec", b"ond line\n\nlast"):
+        os.write(write, part)
+    until(lambda: list(one.last_lines) == ["first line", "second line", ""])
+    os.close(write)
+    assert one.ended.wait(20)
+    assert list(one.last_lines) == ["first line", "second line", "", "last"]
+
+
+def test_a_stream_that_never_ends_can_be_dropped() -> None:
+    one, write = stream()
+    os.write(write, b"before\n")
+    until(lambda: list(one.last_lines) == ["before"])
+    output_reader().drop(one)
+    assert one.ended.wait(20)
+    output_reader().drop(one)  # again does nothing
+    other, other_write = stream()
+    os.write(other_write, b"still read\n")
+    until(lambda: list(other.last_lines) == ["still read"])
+    os.close(write)
+    os.close(other_write)
+    assert other.ended.wait(20)
+
+
+def test_a_worker_that_leaves_a_child_with_its_output_ends_all_the_same() -> None:
+    """A grandchild in a session of its own outlives an orderly end of the worker, and holds its pipes: let go."""
+
+    @atoll.function
+    def leave() -> int:
+        import subprocess
+
+        return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+
+    stray = leave()
+    streams = leave._pool._worker.process._streams  # type: ignore[union-attr]
+    leave.close()
+    assert all(one.ended.wait(20) for one in streams)
+    if not is_gone(stray):
+        os.kill(stray, signal.SIGKILL)
+    until_gone(stray)
+
+
+def test_a_warden_of_its_own_can_be_let_go() -> None:
+    """What a forked child does with the parent's: its descriptors are closed, and only they."""
+    read, write = os.pipe()
+    other = Warden.__new__(Warden)
+    other._wake_read, other._wake_write, other._watched = read, write, {}
+    other.forget()
+    for fd in (read, write):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    other.forget()  # once more does nothing
