@@ -142,7 +142,7 @@ def _schema_of(hint: Any, within: Tuple[Any, ...]) -> Dict[str, Any]:
         origin is not None
         and origin in _SCALARS
         and (not arguments or isinstance(arguments[0], typing.TypeVar))
-        and hint != Tuple[()]
+        and hint not in (Tuple[()], tuple[()])
     ):
         return dict(_SCALARS[origin])  # typing.List and the like, without arguments
     if origin is tuple:
@@ -182,7 +182,13 @@ def _object_schema(cls: Any, within: Tuple[Any, ...]) -> Dict[str, Any]:
         "properties": {name: _type_schema(hint, within) for name, hint in hints.items()},
     }
     required = getattr(cls, "__required_keys__", None)
-    if required is None:
+    if required is not None:
+        # Where annotations are text, these keys tell of the class's totality only.
+        marks = {name: getattr(typing.get_origin(hint), "_name", None) for name, hint in hints.items()}
+        required = [
+            name for name in hints if marks[name] == "Required" or (name in required and marks[name] != "NotRequired")
+        ]
+    else:
         defaults = getattr(cls, "_field_defaults", {})
         fields = getattr(cls, "__dataclass_fields__", {})
         missing = dataclasses.MISSING
