@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 
 class _Waiter:
-    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting. Of the two
-    sides, exactly one passes on a turn that came too late.
+    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting. Exactly one
+    of the two passes on a turn that came too late.
 
     Args:
         wake: wakes the one who waits; raises RuntimeError if nobody is there any more.
