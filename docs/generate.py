@@ -74,8 +74,13 @@ def _entry(module: Any, name: str) -> str:
 
 
 def _own_attributes(cls: type) -> list[str]:
-    public = [name for name in vars(cls) if not name.startswith("_") or name == "__call__"]
-    return [name for name in public if callable(vars(cls)[name]) or isinstance(vars(cls)[name], property)]
+    """Names of its public methods and properties, with those of bases that are not public themselves."""
+    members: dict[str, Any] = {}
+    for one in (cls, *(base for base in cls.__mro__[1:] if base.__module__.startswith("atoll"))):
+        if one is cls or one.__name__ not in atoll.__all__:
+            members = {**vars(one), **members}
+    public = [name for name in members if not name.startswith("_") or name == "__call__"]
+    return [name for name in public if callable(members[name]) or isinstance(members[name], property)]
 
 
 def _signature(thing: Any) -> str | None:

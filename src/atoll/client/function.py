@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from ..manifest import function_spec
 from ..pool import Pool
+from .owner import PoolOwner
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 
-class Function(RemoteFunction[P, R], Generic[P, R]):
+class Function(RemoteFunction[P, R], PoolOwner, Generic[P, R]):
     """A function that runs in a worker of its own; made by ``atoll.function``.
 
     Its environment is built, and its worker started, by the first call.
@@ -42,33 +43,6 @@ class Function(RemoteFunction[P, R], Generic[P, R]):
     def local(self) -> Callable[P, R]:
         """The plain function, to call in this process."""
         return self._local
-
-    @property
-    def spec(self) -> ServiceSpec:
-        """The options it was made with."""
-        return self._spec
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the present worker, or None while there is none."""
-        return _pid(self._pool)
-
-    def start(self) -> None:
-        """Have a worker ready, building the environment if need be, so that the first call need not.
-
-        Raises:
-            EnvironmentError, WorkerStartError, WorkerDied, ServiceClosed: see there.
-        """
-        self._pool.start()
-
-    def close(self) -> None:
-        """Stop the worker. Later calls raise ``ServiceClosed``. Idempotent."""
-        self._pool.close()
-
-
-def _pid(pool: Pool) -> int | None:
-    worker = pool.worker
-    return worker.process.pid if worker is not None and worker.alive else None
 
 
 @overload

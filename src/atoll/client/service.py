@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..manifest import load_spec
 from ..pool import Pool
-from .function import _pid
+from .owner import PoolOwner
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
-    from ..manifest import ServiceSpec
     from ..pool.worker import WorkerPlan
 
 
@@ -32,7 +31,7 @@ class FunctionInfo(NamedTuple):
     parameters: Mapping[str, Any]
 
 
-class Service:
+class Service(PoolOwner):
     """A service: its exposed functions are attributes.
 
     The first call, ``start()`` or ``with`` builds its environment if need be and starts its worker.
@@ -88,16 +87,6 @@ class Service:
         self._functions: dict[str, FunctionInfo] | None = None
 
     @property
-    def spec(self) -> ServiceSpec:
-        """What the source and the options came to."""
-        return self._spec
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the present worker, or None while there is none."""
-        return _pid(self._pool)
-
-    @property
     def functions(self) -> Mapping[str, FunctionInfo]:
         """The exposed functions: name -> signature, docstring, JSON Schema of the parameters. Starts the worker."""
         if self._functions is None:
@@ -125,18 +114,6 @@ class Service:
     def __dir__(self) -> list[str]:
         worker = self._pool.worker
         return sorted({*super().__dir__(), *(worker.functions if worker is not None else ())})
-
-    def start(self) -> None:
-        """Have a worker ready, building the environment if need be.
-
-        Raises:
-            EnvironmentError, WorkerStartError, WorkerDied, ServiceClosed: see there.
-        """
-        self._pool.start()
-
-    def close(self) -> None:
-        """Tear the service down and stop its worker. Later calls raise ``ServiceClosed``. Idempotent."""
-        self._pool.close()
 
     def __enter__(self) -> Service:
         self.start()
