@@ -210,6 +210,8 @@ def test_a_hundred_thousand_wakes() -> None:
             assert server.poll_frame() is not None
             server.reply(wire.RESULT, wire.RAW, b"")
             assert client.poll_frame() is not None
+        with pytest.raises(DeadlinePassed):  # and the connection is as open as before
+            server.receive(time.monotonic() + 0.02)
 
 
 def test_a_wake_that_came_late_is_no_frame() -> None:
