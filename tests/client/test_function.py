@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -433,3 +435,91 @@ def test_state_of_the_worker_stays_from_call_to_call() -> None:
         return total
 
     assert [count() for _ in range(3)] == [1, 2, 3]
+
+
+class Nosy:
+    """A class of the user's own that calls the function it is passed to, while it is passed."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+
+
+def test_a_call_in_the_middle_of_itself_is_an_error_and_does_not_hang() -> None:
+    @atoll.function
+    def f(value: object) -> object:
+        return value
+
+    def encode(nosy: Nosy) -> object:
+        nosy.call()
+        return "encoded"
+
+    atoll.register(Nosy, name="test_function.Nosy", encode=encode, decode=lambda _: Nosy(int))
+    f(0)
+    with pytest.raises(atoll.AtollError, match="it would wait for itself"):
+        f(Nosy(lambda: f(1)))
+    assert f(2) == 2
+
+    async def main() -> None:
+        with pytest.raises(atoll.AtollError, match=r"await the \.aio\(\) of the function here too"):
+            await f.aio(Nosy(lambda: f(1)))
+
+    asyncio.run(main())
+    assert f(3) == 3
+
+
+def test_a_signal_handler_that_calls_what_it_interrupted(tmp_path: Path) -> None:
+    @atoll.function
+    def wait_for(path: str) -> str:
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.002)
+        return path
+
+    go = tmp_path / "go"
+    seen: list[BaseException] = []
+
+    def handler(*_: object) -> None:
+        try:
+            wait_for(str(go))
+        except atoll.AtollError as error:
+            seen.append(error)
+        go.touch()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        wait_for.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert wait_for(str(go)) == str(go)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(seen) == 1
+    assert "it would wait for itself" in str(seen[0])
+
+
+def test_a_call_that_blocks_the_loop_of_an_earlier_one_is_an_error(tmp_path: Path) -> None:
+    @atoll.function
+    def wait_for(path: str) -> str:
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.002)
+        return path
+
+    go = tmp_path / "go"
+
+    async def main() -> None:
+        await asyncio.to_thread(wait_for.start)
+        tasks = [asyncio.create_task(wait_for.aio(str(go))) for _ in range(2)]
+        while wait_for._pool._turnstile.waiting < 1:
+            await asyncio.sleep(0.001)
+        with pytest.raises(atoll.AtollError, match="blocks the event loop"):
+            wait_for(str(go))
+        go.touch()
+        assert await asyncio.gather(*tasks) == [str(go)] * 2
+        assert wait_for(str(go)) == str(go)
+
+    asyncio.run(main())

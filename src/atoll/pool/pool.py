@@ -11,6 +11,7 @@ does all of it; no other thread and no queue stand in between.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from atoll_worker.service import DESCRIBE
 from atoll_worker.values import explain_unencodable
 
 from ..errors import (
+    AtollError,
     CallTimeout,
     DecodeError,
     EncodeError,
@@ -34,6 +36,9 @@ from ..errors import (
 from .turnstile import Turnstile
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from types import FrameType
+
     from atoll_worker.wire import Bytes
 
     from .worker import Worker, WorkerPlan
@@ -65,6 +70,7 @@ class Pool:
         self._turnstile = Turnstile()
         self._closed = False
         self._pid = os.getpid()
+        self._loop: AbstractEventLoop | None = None  # of the task that has the turn
         self._slow: set[str] = set()  # functions that are waited for asleep
         _pools.add(self)
 
@@ -139,7 +145,7 @@ class Pool:
         deadline = None if timeout is None else time.monotonic() + timeout
         turnstile = self._turnstile
         # The same as try_enter(), inline.
-        if (turnstile.queue or not turnstile.take(False)) and not turnstile.enter(deadline):
+        if (turnstile.queue or not turnstile.take(False)) and not turnstile.enter(deadline, self._check_turn):
             self._raise_queued_too_long(function, timeout)
         try:
             worker = self._worker
@@ -184,6 +190,7 @@ class Pool:
         turnstile = self._turnstile
         if not turnstile.try_enter() and not await turnstile.enter_async(deadline):
             self._raise_queued_too_long(function, timeout)
+        self._loop = asyncio.get_running_loop()
         try:
             worker = self._worker
             if worker is None or self._closed or worker.process.exited.is_set():
@@ -219,6 +226,7 @@ class Pool:
             except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
                 self._raise_broken(error, worker, function, timeout)
         finally:
+            self._loop = None
             turnstile.leave()
         if kind == wire.RESULT:
             return worker.decoder.decode(payload, buffers)
@@ -228,6 +236,34 @@ class Pool:
         """What ``FunctionTable.describe`` says in the worker."""
         described: dict[str, dict[str, Any]] = self.call(DESCRIBE, (), {}, None)
         return described
+
+    def _check_turn(self, loops_before: set[AbstractEventLoop | None]) -> None:
+        """While waiting long for one's turn, on the waiting thread.
+
+        Raises:
+            AtollError: it would never come, because whoever has it, or stands before, goes on only after this call.
+        """
+        asyncio = sys.modules.get("asyncio")
+        loop = asyncio._get_running_loop() if asyncio is not None else None
+        if loop is not None and (loop is self._loop or loop in loops_before):
+            raise AtollError(
+                f"a call of {self._service!r} blocks the event loop that an earlier call of it needs to go on: "
+                "await the .aio() of the function here too"
+            )
+        inner: FrameType | None = sys._getframe(1)
+        while inner is not None and inner.f_code is not Pool.call.__code__:  # the call that waits
+            inner = inner.f_back
+        outer = None if inner is None else inner.f_back
+        while outer is not None:
+            code = outer.f_code
+            if code is Pool.call.__code__ or code is Pool.call_async.__code__:
+                names = outer.f_locals
+                if names["self"] is self and "kind" not in names:  # which it has once it was answered
+                    raise AtollError(
+                        f"a call of {self._service!r} was made in the middle of another one on the same thread, by a "
+                        "signal handler or by what a registered class does when it is passed: it would wait for itself"
+                    )
+            outer = outer.f_back
 
     def _raise_queued_too_long(self, function: str, timeout: float | None) -> NoReturn:
         raise CallTimeout(

@@ -7,24 +7,34 @@ waits. Passing through an empty turnstile costs one uncontended lock.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+# Seconds after which a thread that waits looks whether its turn can come at all.
+_LONG = 0.1
 
 
 class _Waiter:
-    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting. Exactly one
-    of the two passes on a turn that came too late.
+    """One place in the queue. ``granted`` is set by whoever leaves; ``abandoned`` by whoever gave up waiting. Exactly
+    one of the two passes on a turn that came too late.
 
     Args:
         wake: wakes the one who waits; raises RuntimeError if nobody is there any more.
+        loop: the event loop it waits on, if it is a task.
     """
 
-    __slots__ = ("abandoned", "granted", "lock", "wake")
+    __slots__ = ("abandoned", "granted", "lock", "loop", "wake")
 
-    def __init__(self, wake: Callable[[], object]) -> None:
+    def __init__(self, wake: Callable[[], object], loop: AbstractEventLoop | None = None) -> None:
         self.wake = wake
+        self.loop = loop
         self.granted = False
         self.abandoned = False
         self.lock = threading.Lock()
@@ -66,8 +76,14 @@ class Turnstile:
         """Come through if nobody is there or waits; no waiting."""
         return not self.queue and self.take(False)
 
-    def enter(self, deadline: float | None = None) -> bool:
-        """Wait for one's turn; False if the deadline (of ``time.monotonic()``) passed first."""
+    def enter(
+        self, deadline: float | None = None, check: Callable[[set[AbstractEventLoop | None]], None] | None = None
+    ) -> bool:
+        """Wait for one's turn; False if the deadline (of ``time.monotonic()``) passed first.
+
+        Once that takes long, ``check`` is called with the event loops of those who stand before; what it raises ends
+        the waiting.
+        """
         if self.try_enter():
             return True
         turn = threading.Lock()
@@ -76,6 +92,11 @@ class Turnstile:
         self.queue.append(waiter)
         self.pass_on()
         try:
+            left = _LONG if deadline is None else max(0.0, deadline - time.monotonic())
+            if turn.acquire(timeout=min(left, _LONG)):
+                return True
+            if check is not None:
+                check({one.loop for one in itertools.takewhile(lambda one: one is not waiter, tuple(self.queue))})
             if deadline is None:
                 turn.acquire()
                 return True
@@ -100,7 +121,7 @@ class Turnstile:
             if not turn.done():
                 turn.set_result(None)
 
-        waiter = _Waiter(lambda: loop.call_soon_threadsafe(finish))
+        waiter = _Waiter(lambda: loop.call_soon_threadsafe(finish), loop)
         self.queue.append(waiter)
         self.pass_on()
         try:

@@ -101,8 +101,7 @@ class Worker:
             stacks = self.stacks()
             raise WorkerStartError(
                 f"service {plan.service!r} was not ready after start_timeout={plan.start_timeout:g} seconds "
-                f"(in phase {phase}); its worker was stopped"
-                + (f". It was here:\n{stacks}" if stacks else "")
+                f"(in phase {phase}); its worker was stopped" + (f". It was here:\n{stacks}" if stacks else "")
             ) from None
         except ProtocolError as error:
             raise WorkerStartError(
