@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import signal
@@ -97,6 +98,7 @@ def test_the_wrapper_looks_like_the_function() -> None:
     assert documented.__module__ == __name__
     assert documented.__wrapped__ is documented.local  # type: ignore[attr-defined]
     assert "documented" in repr(documented)
+    assert str(inspect.signature(documented)) == "(x: 'int') -> 'int'"
     assert documented.spec.name == "other"
     assert documented.spec.timeout == 7.0
 
