@@ -286,6 +286,23 @@ async def _await(f: atoll.Function[[], int]) -> int:
     return await f.aio()
 
 
+def test_the_thread_behind_submit_ends_with_close() -> None:
+    @atoll.function
+    def f(x: int) -> int:
+        return x
+
+    def submitting() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "atoll-submit"]
+
+    futures = [f.submit(n) for n in range(3)]
+    assert [future.result(30) for future in futures] == [0, 1, 2]
+    assert len(submitting()) == 1
+    f.close()
+    until(lambda: not submitting())
+    assert isinstance(f.submit(1).exception(30), atoll.ServiceClosed)
+    assert submitting() == []
+
+
 def test_closed_before_it_ever_started() -> None:
     @atoll.function
     def f() -> int:

@@ -22,28 +22,42 @@ class Submitter:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = False
         self.pid = os.getpid()
         threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
 
     def submit(self, call: Callable[[], R]) -> Future[R]:
         """Make the call when its turn has come."""
         future: Future[R] = Future()
-        self._queue.put((future, call))
+        with self._lock:
+            stopped = self._stopped
+            if not stopped:
+                self._queue.put((future, call))
+        if stopped:
+            _settle(future, call)  # at once: it says that its service is closed
         return future
 
     def stop(self) -> None:
         """Let the thread end once the queue is empty."""
-        self._queue.put(None)
+        if self.pid == os.getpid():  # a forked child has no such thread
+            with self._lock:
+                self._stopped = True
+                self._queue.put(None)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             future, call = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
-                    future.set_exception(error)
+            _settle(future, call)
             del item, future, call  # or the last result would live until the next call
+
+
+def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
 
 
 _submitters: weakref.WeakKeyDictionary[Pool, Submitter] = weakref.WeakKeyDictionary()
@@ -57,6 +71,7 @@ def submitter_of(pool: Pool) -> Submitter:
         if submitter is None or submitter.pid != os.getpid():
             submitter = _submitters[pool] = Submitter()
             weakref.finalize(pool, submitter.stop)
+            pool.at_close(submitter.stop)
         return submitter
 
 

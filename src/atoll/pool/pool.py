@@ -69,6 +69,7 @@ class Pool:
         self._worker: Worker | None = None
         self._turnstile = Turnstile()
         self._closed = False
+        self._at_close: list[Callable[[], None]] = []
         self._pid = os.getpid()
         self._loop: AbstractEventLoop | None = None  # of the task that has the turn
         self._slow: set[str] = set()  # functions that are waited for asleep
@@ -330,10 +331,22 @@ class Pool:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
+    def at_close(self, function: Callable[[], None]) -> None:
+        """Call ``function`` when the pool is closed, or now if it is."""
+        self._at_close.append(function)
+        if self._closed:
+            self._call_at_close()
+
+    def _call_at_close(self) -> None:
+        functions, self._at_close = self._at_close, []
+        for function in functions:
+            function()
+
     def hang_up(self) -> None:
         """Begin to close: no more calls are taken, and the worker is told to end. Does not wait."""
         self._closed = True
         _pools.discard(self)
+        self._call_at_close()
         worker = self._worker
         if worker is not None:
             worker.hang_up()
