@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import atoll
-from conditions import until, until_gone
+from conditions import until
 
 
 @pytest.fixture
@@ -253,124 +253,6 @@ def test_awaited() -> None:
         return [await add.aio(1), await add.aio(1, b=5), await add.options(timeout=9).aio(4)]
 
     assert asyncio.run(main()) == [3, 6, 6]
-
-
-def test_close_stops_the_worker_and_is_idempotent() -> None:
-    @atoll.function
-    def f() -> int:
-        return 1
-
-    f()
-    pid = f.pid
-    assert pid is not None
-    f.close()
-    until_gone(pid)
-    f.close()
-    assert f.pid is None
-    assert f.local() == 1
-    with pytest.raises(atoll.ServiceClosed, match="'f' is closed"):
-        f()
-    with pytest.raises(atoll.ServiceClosed):
-        f.start()
-    with pytest.raises(atoll.ServiceClosed):
-        f.submit().result(30)
-    with pytest.raises(atoll.ServiceClosed):
-        list(f.map([()]))
-    with pytest.raises(atoll.ServiceClosed):
-        asyncio.run(_await(f))
-    with pytest.raises(atoll.ServiceClosed):
-        f.options(timeout=1)()
-
-
-async def _await(f: atoll.Function[[], int]) -> int:
-    return await f.aio()
-
-
-def test_the_thread_behind_submit_ends_with_close() -> None:
-    @atoll.function
-    def f(x: int) -> int:
-        return x
-
-    def submitting() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "atoll-submit"]
-
-    futures = [f.submit(n) for n in range(3)]
-    assert [future.result(30) for future in futures] == [0, 1, 2]
-    assert len(submitting()) == 1
-    f.close()
-    until(lambda: not submitting())
-    assert isinstance(f.submit(1).exception(30), atoll.ServiceClosed)
-    assert submitting() == []
-
-
-def test_closed_before_it_ever_started() -> None:
-    @atoll.function
-    def f() -> int:
-        return 1
-
-    f.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        f()
-
-
-def test_shutdown_closes_everything_and_is_idempotent() -> None:
-    @atoll.function
-    def f() -> int:
-        return 1
-
-    @atoll.function
-    def g() -> int:
-        return 2
-
-    assert (f(), g()) == (1, 2)
-    pids = [f.pid or 0, g.pid or 0]
-    atoll.shutdown()
-    until_gone(*pids)
-    atoll.shutdown()
-    for closed in (f, g):
-        with pytest.raises(atoll.ServiceClosed):
-            closed()
-
-    @atoll.function
-    def later() -> int:
-        return 3
-
-    assert later() == 3
-
-
-def test_a_call_in_progress_ends_when_its_service_is_closed(tmp_path: Path) -> None:
-    @atoll.function
-    def hang(path: str) -> None:
-        import time
-
-        open(path, "w").close()
-        while True:
-            time.sleep(0.1)
-
-    begun = tmp_path / "begun"
-    future = hang.submit(str(begun))
-    until(begun.exists)
-    pid = hang.pid
-    assert pid is not None
-    hang.close()
-    with pytest.raises(atoll.ServiceClosed, match="was closed while 'hang' was running"):
-        future.result(30)
-    until_gone(pid)
-
-
-def test_a_function_nobody_holds_any_more_ends_its_worker() -> None:
-    @atoll.function
-    def f() -> int:
-        return 1
-
-    f()
-    pid = f.pid
-    assert pid is not None
-    del f
-    import gc
-
-    gc.collect()
-    until_gone(pid)
 
 
 def test_many_threads_each_get_their_own_answers() -> None:
