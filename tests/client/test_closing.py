@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a function: closed, shut down, or dropped, its worker ends, calls say so, and doing it twice is nothing."""
+"""The end of a function: closed, shut down, or dropped, its worker ends, calls say so; twice is nothing."""
 
 from __future__ import annotations
 
