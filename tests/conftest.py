@@ -1,6 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: nothing that a test starts is left when it ends (``leaks``)."""
+"""For all tests: nothing that a test starts is left when it ends (``leaks``), and no class that it registered."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+from atoll_worker import registry
+
 pytest_plugins = ["leaks"]
+
+
+@pytest.fixture(autouse=True)
+def own_registry() -> Iterator[None]:
+    """Every test starts with the classes registered before it, and leaves no others."""
+    before = dict(registry._by_class), dict(registry._by_name)
+    yield
+    for table, kept in zip((registry._by_class, registry._by_name), before, strict=True):
+        table.clear()
+        table.update(kept)  # type: ignore[arg-type]
