@@ -345,3 +345,34 @@ def test_closing_ends_a_call_in_progress(run: Any, tmp_path: Path) -> None:
             await call
 
     run(main())
+
+
+def test_a_task_can_be_cancelled_while_its_worker_starts(tmp_path: Path) -> None:
+    """At once, and the start goes on: who calls next has its worker."""
+    gate = tmp_path / "gate"
+    service = tmp_path / "slow_start.py"
+    service.write_text(
+        "import os, time\n"
+        "from atoll_worker import Service, expose\n"
+        "class Slow(Service):\n"
+        "    def setup(self):\n"
+        f"        while not os.path.exists({str(gate)!r}):\n"
+        "            time.sleep(0.005)\n"
+        "    @expose\n"
+        "    def pid(self):\n"
+        "        return os.getpid()\n"
+    )
+    with contextlib.ExitStack() as closing:
+        slow = atoll.Service(service)
+        closing.callback(slow.close)
+
+        async def cancelled() -> None:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(slow.function("pid").aio(), 0.05)
+
+        asyncio.run(cancelled())  # ends although the worker cannot be ready yet
+        assert not gate.exists()
+        gate.touch()
+        assert slow.pid is None or isinstance(slow.pid, int)
+        assert slow.call("pid") > 0
+        assert asyncio.run(slow.function("pid").aio()) == slow.call("pid")

@@ -309,7 +309,7 @@ def test_a_setup_that_fails_shows_its_traceback(write: Write) -> None:
         """,
     )
     service = atoll.Service(file, start_timeout=600)
-    with pytest.raises(atoll.WorkerStartError, match="could not set up it") as caught:
+    with pytest.raises(atoll.WorkerStartError, match="could not set it up") as caught:
         service.f()
     text = str(caught.value)
     assert f'File "{file}", line 5, in setup' in text

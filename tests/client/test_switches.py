@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,21 @@ def test_a_wake_after_a_long_sleep(echo: atoll.Function[..., Any], tmp_path: Pat
     go.touch()
     assert future.result(30) == 1
     assert echo(2) == 2
+
+
+def test_a_host_without_standard_descriptors(tmp_path: Path) -> None:
+    """A daemon has closed all three; a worker's connections must not take their numbers."""
+    program = tmp_path / "daemon.py"
+    program.write_text(
+        "import os\n"
+        "for fd in (0, 1, 2):\n"
+        "    os.close(fd)\n"
+        "import atoll\n"
+        "@atoll.function\n"
+        "def next_number(number):\n"
+        "    return number + 1\n"
+        "with open('answer', 'w') as file:\n"
+        "    file.write(str(next_number(41)))\n"
+    )
+    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "answer").read_text() == "42"

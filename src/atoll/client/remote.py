@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from ..errors import ManifestError
 from ..pool import Pool
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+A = TypeVar("A")
+B = TypeVar("B")
+A_contra = TypeVar("A_contra", contravariant=True)
+B_contra = TypeVar("B_contra", contravariant=True)
+
+
+class _OfOne(Protocol[A_contra, R]):
+    """What can be called with one argument."""
+
+    def __call__(self, item: A_contra, /) -> R: ...
+
+
+class _OfTwo(Protocol[A_contra, B_contra, R]):
+    """What can be called with two arguments."""
+
+    def __call__(self, item: A_contra, second: B_contra, /) -> R: ...
+
 
 # `map` keeps this many calls ahead of the one whose result is taken.
 _AHEAD = 4
@@ -52,6 +69,16 @@ class RemoteFunction(Generic[P, R]):
 
         return submitter_of(self._pool).submit(lambda: cast(R, self._call(self._name, args, kwargs, self._timeout)))
 
+    # Through these protocols type checkers match the items with the function's parameters; `Concatenate`, the obvious
+    # way, works in pyright only.
+    @overload
+    def map(self: _OfOne[A, R], items: Iterable[A], /) -> Iterator[R]: ...
+    @overload
+    def map(self: _OfTwo[A, B, R], items: Iterable[A], second: Iterable[B], /) -> Iterator[R]: ...
+    @overload
+    def map(
+        self, items: Iterable[Any], second: Iterable[Any], third: Iterable[Any], /, *more: Iterable[Any]
+    ) -> Iterator[R]: ...
     def map(self, *iterables: Iterable[Any]) -> Iterator[R]:
         """Call it with each item (or, given several iterables, with the items of each), and yield the results in order.
 

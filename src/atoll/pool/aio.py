@@ -9,6 +9,7 @@ before each.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from atoll_worker.connection import Connection, DeadlinePassed, WouldSleep
 if TYPE_CHECKING:
     from atoll_worker.connection import Reply
     from atoll_worker.wire import Bytes
+
+    from .worker import Worker
 
 # Seconds.
 _GIVE_WAY_EVERY = 1e-3
@@ -62,6 +65,64 @@ async def exchange(
             connection.end_sleep()
         frame = connection.poll_frame()
     return frame.kind, frame.codec, frame.payload, frame.buffers
+
+
+class Starting:
+    """The start of a worker, on a thread of its own, for a task that has the turn.
+
+    A thread of its own and a daemon, because an event loop that ends waits for the threads of its executor. Exactly one
+    of the two, task or thread, gives the turn back: the thread if the task went away before the start was done.
+
+    Args:
+        start: has a worker ready.
+        leave: gives the turn back.
+    """
+
+    def __init__(self, start: Callable[[], Worker], leave: Callable[[], None]) -> None:
+        self._start = start
+        self._leave = leave
+        self._lock = threading.Lock()
+        self._done = False
+        self._abandoned = False
+        self._loop = asyncio.get_running_loop()
+        self._result: asyncio.Future[Worker] = self._loop.create_future()
+        threading.Thread(target=self._run, name="atoll-start", daemon=True).start()
+
+    async def wait(self) -> Worker:
+        """The worker, when it is ready; raises what starting it raised."""
+        return await self._result
+
+    def leave(self) -> None:
+        """The task is through with its turn, or was cancelled."""
+        with self._lock:
+            self._abandoned = not self._done
+        if self._done:
+            self._leave()
+
+    def _run(self) -> None:
+        worker: Worker | None = None
+        raised: BaseException | None = None
+        try:
+            worker = self._start()
+        except BaseException as error:  # noqa: BLE001 - raised again by `wait`
+            raised = error
+        with self._lock:
+            self._done = True
+        if self._abandoned:
+            self._leave()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._finish, worker, raised)
+        except RuntimeError:
+            pass  # the loop was closed under its task, which will call `leave` when it is collected
+
+    def _finish(self, worker: Worker | None, raised: BaseException | None) -> None:
+        if self._result.done():
+            return  # cancelled
+        if worker is not None:
+            self._result.set_result(worker)
+        elif raised is not None:
+            self._result.set_exception(raised)
 
 
 async def _wait(

@@ -184,7 +184,7 @@ class Pool:
         """As ``call``, on the running event loop. Cancelling the task stops the worker."""
         import asyncio  # whoever gets here has imported it already
 
-        from .aio import exchange, give_way
+        from .aio import Starting, exchange, give_way
 
         await give_way()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -192,22 +192,15 @@ class Pool:
         if not turnstile.try_enter() and not await turnstile.enter_async(deadline):
             self._raise_queued_too_long(function, timeout)
         self._loop = asyncio.get_running_loop()
+        leave = turnstile.leave
         try:
             worker = self._worker
-            if worker is None or self._closed or worker.process.exited.is_set():
-                # Starting a process, and perhaps building an environment, is no work for the loop's own thread. It is
-                # waited for even if this task is cancelled: whoever has the turn when it is done must be known.
-                starting = asyncio.get_running_loop().run_in_executor(None, self._ready_worker)
-                try:
-                    worker = await asyncio.shield(starting)
-                except asyncio.CancelledError:
-                    while not starting.done():
-                        try:
-                            await asyncio.wait([starting])
-                        except asyncio.CancelledError:
-                            continue  # it is being cancelled already
-                    starting.exception()  # taken note of: nobody is left to raise it to
-                    raise
+            if worker is None or self._closed or worker.process.has_exited:
+                # Starting a process, and perhaps building an environment, is no work for the loop's own thread. If
+                # this task is cancelled meanwhile, the start goes on, and has the turn until it ends.
+                starting = Starting(self._ready_worker, turnstile.leave)
+                leave = starting.leave
+                worker = await starting.wait()
                 deadline = None if timeout is None else time.monotonic() + timeout
             encoder = worker.encoder
             payload: Bytes
@@ -228,7 +221,7 @@ class Pool:
                 self._raise_broken(error, worker, function, timeout)
         finally:
             self._loop = None
-            turnstile.leave()
+            leave()
         if kind == wire.RESULT:
             return worker.decoder.decode(payload, buffers)
         self._raise_error(payload, buffers, worker, function)
@@ -364,7 +357,7 @@ class Pool:
         worker = getattr(self, "_worker", None)
         if worker is not None and self._pid == os.getpid() and not self._closed:
             worker.hang_up()
-            worker.process.kill_after(STOP_GRACE)
+            worker.process.abandon(STOP_GRACE)
 
 
 def shutdown(grace: float = STOP_GRACE) -> None:

@@ -109,9 +109,9 @@ class Worker:
             ) from error
         answer: dict[str, Any] = self.decoder.decode(frame.payload, frame.buffers)
         if frame.kind == wire.ERROR:
-            doing = "set up" if answer["phase"] == "setup" else "import"
+            doing = "set it up" if answer["phase"] == "setup" else "import it"
             raise WorkerStartError(
-                f"the worker of service {plan.service!r} could not {doing} it:\n\n{answer['text'].rstrip()}"
+                f"the worker of service {plan.service!r} could not {doing}:\n\n{answer['text'].rstrip()}"
             )
         self.functions: tuple[str, ...] = tuple(answer["functions"])
         self.about = answer
@@ -138,7 +138,7 @@ class Worker:
             signal=process.signal,
             stderr=process.last_stderr(),
             detail=detail,
-        )
+        ) from None  # that the connection closed says nothing more
 
     def _phase(self, phase: str) -> str:
         """What the worker last said it was about to do, while it had not said that it was ready."""

@@ -62,6 +62,7 @@ class WorkerProcess:
         self._lifeline = lifeline
         self._streams = streams
         self._reaped = False
+        self._abandoned = False
         self._kill_lock = threading.Lock()
 
     def reap(self) -> None:
@@ -85,6 +86,8 @@ class WorkerProcess:
         for sock in (self.data, self.control):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+            if self._abandoned:
+                sock.close()
         self.has_exited = True
         self.exited.set()
         streams = self._streams
@@ -100,6 +103,11 @@ class WorkerProcess:
         with self._kill_lock:
             if not self._reaped:
                 kill_tree(self.pid)
+
+    def abandon(self, grace: float) -> None:
+        """Nobody will use it any more: kill it after ``grace`` seconds if need be, and close the sockets at its end."""
+        self._abandoned = True
+        self.kill_after(grace)
 
     def kill_after(self, seconds: float) -> None:
         """As ``kill``, in ``seconds``, without waiting."""
@@ -145,6 +153,11 @@ def start_process(
         OSError: it cannot be started; the message says why.
     """
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        # A daemon may have closed its standard descriptors. Ours must not get their numbers: the child's own standard
+        # descriptors would be put in their place.
+        while (filler := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
+            theirs.callback(os.close, filler)
+        os.close(filler)
         data, worker_data = socket.socketpair()
         control, worker_control = socket.socketpair()
         for sock in (data, control):
