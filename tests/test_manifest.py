@@ -108,7 +108,16 @@ def test_line_ends_coding_and_byte_order_marks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("# /// script\n# x = 1\n# ///\n\n" * 2, "found 2 script blocks (lines 1, 5), expected at most one"),
+        ("# /// script\n# x = 1\n# ///\n\n" * 2, ", lines 1 and 5: two `# /// script` blocks, expected at most one"),
+        ("# /// script\n# x = 1\n# ///\n" * 2, ", lines 1 and 4: two `# /// script` blocks"),
+        ("x = 1\n# /// script\n# x = 1\nimport six\n", ", line 2: `# /// script` is never closed, expected a line"),
+        ("# /// script\n# x = 1", ", line 1: `# /// script` is never closed"),
+        ("# /// script\n# x = 1\n# /// \n", ", line 1: `# /// script` is never closed"),
+        (
+            "# /// script\n# x = 1\n#dependencies=['six']\n# ///\n",
+            ", line 3: found \"#dependencies=['six']\" in the `# /// script` block of line 1, expected a line that is",
+        ),
+        ("# /// script\n# x = 1\n\n# y = 2\n# ///\n", ", line 3: found '' in the `# /// script` block"),
         ("# /// script\n# x = = 1\n# ///\n", "the PEP 723 header is not TOML"),
         (
             "# /// script\n# dependencies = 'six'\n# ///\n",
@@ -125,7 +134,7 @@ def test_line_ends_coding_and_byte_order_marks(tmp_path: Path) -> None:
 def test_wrong_headers(tmp_path: Path, text: str, expected: str) -> None:
     file = write(tmp_path / "vision.py", text)
     message = refusal(file)
-    assert message.startswith(f"{file}: ")
+    assert message.startswith((f"{file}: ", f"{file}, line"))
     assert expected in message
 
 
@@ -154,8 +163,12 @@ _LINES = st.sampled_from(
 @given(st.lists(_LINES, max_size=12))
 def test_blocks_are_found_as_the_reference_finds_them(lines: list[str]) -> None:
     text = "\n".join(lines) + "\n"
-    expected = [one for one in re.finditer(_REFERENCE, text) if one.group("type") == "script"]
-    if len(expected) > 1:
+    blocks = list(re.finditer(_REFERENCE, text))
+    expected = [one for one in blocks if one.group("type") == "script"]
+    outside = re.sub(_REFERENCE, "", text)
+    inside = "".join(one.group("content") for one in expected)
+    empty = "# /// script\n# ///\n"
+    if len(expected) > 1 or "# /// script\n" in inside or "# /// script\n" in outside.replace(empty, ""):
         with pytest.raises(ManifestError):
             header_text(text)
     elif not expected:

@@ -11,27 +11,61 @@ from typing import Any
 
 from ..errors import ManifestError
 
-# The form that PEP 723 itself defines. A block that is never closed is, by the PEP, no block.
+# The form that PEP 723 itself defines. What begins as a block and is none has no effect by the PEP; who wrote it meant
+# one, so here it is an error.
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+_OPENING = "# /// script"
+_CLOSING = "# ///"
 
 
 def header_text(source: str, where: str = "the script") -> str | None:
     """The TOML text of a file's ``script`` block, or None if it has none.
 
     Raises:
-        ManifestError: there are several.
+        ManifestError: there are several, or one is not closed or holds a line that is no comment of its form.
     """
-    found = [match for match in _BLOCK.finditer(source) if match.group("type") == "script"]
-    if len(found) > 1:
-        numbers = ", ".join(str(source.count("\n", 0, match.start()) + 1) for match in found)
-        raise ManifestError(
-            f"{where}: found {len(found)} script blocks (lines {numbers}), expected at most one (PEP 723)"
-        )
+    matches = list(_BLOCK.finditer(source))
+    found = [match for match in matches if match.group("type") == "script"]
+    # Not splitlines(): a string may hold other characters that it would take for line ends.
+    lines = source.split("\n")
+    blocks = [(_line_of(source, match.start()), _line_of(source, match.end()), match) for match in matches]
+    openings = []
+    for number, line in enumerate(lines, 1):
+        if line != _OPENING:
+            continue
+        inside = next((match for first, last, match in blocks if first <= number <= last), None)
+        if inside is None:
+            _refuse_unfinished(lines, number, where)
+        elif inside in found:
+            openings.append(number)
+    # Two with nothing between them are one block by the PEP's form, with the second's opening line inside.
+    if len(openings) > 1:
+        numbers = " and ".join(map(str, openings))
+        count = "two" if len(openings) == 2 else str(len(openings))
+        raise ManifestError(f"{where}, lines {numbers}: {count} `{_OPENING}` blocks, expected at most one (PEP 723)")
     if not found:
         return None
-    # Not splitlines(): a string may hold other characters that it would take for line ends.
-    lines = found[0].group("content").removesuffix("\n").split("\n")
-    return "".join((line[2:] if line.startswith("# ") else line[1:]) + "\n" for line in lines)
+    body = found[0].group("content").removesuffix("\n").split("\n")
+    return "".join((line[2:] if line.startswith("# ") else line[1:]) + "\n" for line in body)
+
+
+def _line_of(source: str, position: int) -> int:
+    return source.count("\n", 0, position) + 1
+
+
+def _refuse_unfinished(lines: list[str], opening: int, where: str) -> None:
+    """The error for what begins as a block in line ``opening`` (from 1) and is none; nothing if it is just empty."""
+    for number, line in enumerate(lines[opening:], opening + 1):
+        if line == _CLOSING:
+            return
+        if line != "#" and not line.startswith("# "):
+            if _CLOSING in lines[number:]:
+                raise ManifestError(
+                    f"{where}, line {number}: found {line!r} in the `{_OPENING}` block of line {opening}, expected a "
+                    "line that is '#' or begins with '# ' (PEP 723)"
+                )
+            break
+    raise ManifestError(f"{where}, line {opening}: `{_OPENING}` is never closed, expected a line `{_CLOSING}` (PEP 723)")
 
 
 def read_header(path: str) -> list[tuple[str, dict[str, Any]]]:
