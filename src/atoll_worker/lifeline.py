@@ -2,11 +2,14 @@
 """A worker ends when its host does, whatever either is doing.
 
 The host holds the write end of a pipe that nobody writes to; the kernel closes it when the host ends, however it
-ends. Here the read end is armed so that the kernel itself then sends SIGKILL to this worker's whole process group
+ends. The read end is armed so that the kernel itself then sends SIGKILL to this worker's whole process group
 (F_SETSIG and F_SETOWN of a descriptor with O_ASYNC): no thread has to run, so it works while C code holds the
 interpreter lock. Unlike PR_SET_PDEATHSIG it needs no ctypes, which would take half of a worker's start, and it does not
 depend on which thread of the host started the worker. Where the kernel has no F_SETSIG, the control thread notices the
 end of its connection instead.
+
+The arming belongs to the open file that all copies of the descriptor share, so the host can do it for a child that
+knows nothing of it, such as an installer, as long as that child keeps the read end open.
 """
 
 from __future__ import annotations
@@ -15,16 +18,28 @@ import fcntl
 import os
 
 
-def hold(fd: int) -> None:
-    """Tie this process group to the pipe behind ``fd``. Ends the process if the host is gone already."""
+def arm(fd: int, owner: int) -> bool:
+    """Have the kernel send SIGKILL when the last write end of the pipe behind ``fd`` closes; False if it cannot.
+
+    Args:
+        fd: a read end, which has to stay open somewhere.
+        owner: a process id, or the negative of a process group's.
+    """
     if not hasattr(fcntl, "F_SETSIG"):
-        return
-    group = os.getpgrp()
-    # The host starts every worker as the leader of a group of its own; without that, only this process is tied.
-    fcntl.fcntl(fd, fcntl.F_SETOWN, -group if group == os.getpid() else os.getpid())
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETOWN, owner)
     fcntl.fcntl(fd, fcntl.F_SETSIG, 9)  # SIGKILL; importing `signal` would import `enum`
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+    return True
+
+
+def hold(fd: int) -> None:
+    """Tie this process group to the pipe behind ``fd``. Ends the process if the host is gone already."""
+    group = os.getpgrp()
+    # The host starts every worker as the leader of a group of its own; without that, only this process is tied.
+    if not arm(fd, -group if group == os.getpid() else os.getpid()):
+        return
     try:
         if os.read(fd, 1) == b"":
             end()  # it ended before the pipe was armed

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from atoll.environments import uv_command
+from atoll.environments.lock import uv_error
 from atoll.environments.progress import Progress, build_progress
-from atoll.environments.uv_command import clean_environ, find_uv, run_uv
-from atoll.errors import BuildError
+from atoll.environments.uv_command import UvResult, clean_environ, find_uv, run_uv
+from atoll.errors import BuildError, ResolutionError
+from conditions import until_gone
 
 
 def test_where_packages_come_from_is_kept_and_the_rest_is_not() -> None:
@@ -157,3 +161,48 @@ def test_without_rich_a_terminal_gets_log_lines(
     terminal()
     with build_progress("environment", None) as shown:
         assert type(shown) is Progress
+
+
+def test_uv_and_what_it_starts_end_with_a_killed_host(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    fake = tmp_path / "uv"
+    fake.write_text("#!/bin/sh\nsleep 1000 &\necho $$ $! >&2\nwait\n")
+    fake.chmod(0o755)
+    host = start(
+        "from atoll.environments import uv_command\n"
+        f"uv_command.find_uv = lambda: {str(fake)!r}\n"
+        "uv_command.run_uv(['pip'], offline=False, on_line=print)\n"
+    )
+    assert host.stdout is not None
+    pids = [int(word) for word in host.stdout.readline().split()]
+    host.kill()
+    host.wait()
+    until_gone(*pids)
+
+
+def test_uv_and_what_it_starts_end_with_an_interrupted_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "uv"
+    fake.write_text("#!/bin/sh\nsleep 1000 &\necho $$ $! >&2\nwait\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(uv_command, "find_uv", lambda: str(fake))
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.extend(map(int, line.split()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_uv(["pip"], offline=False, on_line=interrupt)
+    assert len(pids) == 2
+    until_gone(*pids)
+
+
+def test_a_signal_that_ends_uv_is_named() -> None:
+    result = UvResult(-signal.SIGXFSZ, "", "Prepared 3 packages\n")
+    error = uv_error(ResolutionError, "service 'mean': its packages cannot be resolved", "the resolver", result)
+    assert type(error) is BuildError
+    assert str(error) == (
+        "service 'mean': its packages cannot be resolved: uv was killed by SIGXFSZ; the resolver said before:\n"
+        "Prepared 3 packages"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import EnvironmentError, OfflineError, ResolutionError
+from ..errors import BuildError, EnvironmentError, OfflineError, ResolutionError
 from .interpreters import Interpreter, find_interpreter
 from .progress import Progress
 from .request import EnvironmentRequest
@@ -89,6 +89,15 @@ def index_arguments(request: EnvironmentRequest) -> list[str]:
 
 def uv_error(kind: type[EnvironmentError], what: str, who: str, result: UvResult) -> EnvironmentError:
     """The error for a uv command that failed, with its words as they came."""
+    if result.status < 0:
+        import signal
+
+        try:
+            name = signal.Signals(-result.status).name
+        except ValueError:
+            name = f"signal {-result.status}"  # a real-time one
+        words = result.stderr.rstrip("\n")
+        return BuildError(f"{what}: uv was killed by {name}" + (f"; {who} said before:\n{words}" if words else ""))
     words = result.stderr.rstrip("\n") or result.stdout.rstrip("\n") or f"exit status {result.status}, no words"
     if wants_network(result):
         return OfflineError(

@@ -2,7 +2,8 @@
 """Running uv: with a clean environment, in a neutral folder, its words kept unchanged.
 
 What always holds here: uv sees the user's indexes, credentials, certificates and caches, and nothing of the virtual
-environment or project that the host happens to run in; it is never a parent of user code. What does not belong here:
+environment or project that the host happens to run in; it is never a parent of user code; it and what it starts end
+when the host does, however that ends (``atoll_worker.lifeline``). What does not belong here:
 which commands to give.
 """
 
@@ -11,8 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import BuildError
+
+if TYPE_CHECKING:
+    import subprocess
 
 # Of uv's own variables those that say where packages come from and how they travel; the others choose interpreters,
 # environments, constraints or projects, and would mix the shell's with ours.
@@ -101,6 +106,8 @@ def run_uv(
     import subprocess
     import tempfile
 
+    from atoll_worker.lifeline import arm
+
     command = [find_uv(), *arguments, "--color", "never"]
     if offline:
         command.append("--offline")
@@ -109,6 +116,7 @@ def run_uv(
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
         given.write(stdin.encode("utf-8", "surrogateescape"))
         given.seek(0)
+        lifeline, held = os.pipe()  # its write end is this process's alone; uv has the other one
         try:
             process = subprocess.Popen(
                 command,
@@ -117,10 +125,15 @@ def run_uv(
                 stdin=given,
                 stdout=output,
                 stderr=subprocess.PIPE,
-                pass_fds=tuple(inherit),
+                pass_fds=(*inherit, lifeline),
+                start_new_session=True,  # no terminal either: nothing in there may stop and ask for a password
             )
+            arm(lifeline, -process.pid)
         except OSError as error:
+            os.close(held)
             raise BuildError(f"{command[0]} cannot be started: {error.strerror}") from error
+        finally:
+            os.close(lifeline)
         assert process.stderr is not None
         try:
             for line in process.stderr:
@@ -130,18 +143,28 @@ def run_uv(
                     on_line(text)
             status = process.wait()
         except BaseException:
-            process.terminate()
-            try:
-                process.wait(timeout=2.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process)
             raise
         finally:
+            os.close(held)
             process.stderr.close()
         output.seek(0)
         stdout = output.read().decode("utf-8", "replace")
     return UvResult(status, stdout, b"".join(said).decode("utf-8", "replace"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End uv and what it started; a Ctrl-C at the terminal does not reach them, they are a session of their own."""
+    import signal
+    import subprocess
+
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def wants_network(result: UvResult) -> bool:
