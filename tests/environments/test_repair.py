@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from atoll.environments import Environment, list_environments, prune_environments
 from atoll.environments import build as build_module
 from atoll.environments import lock as lock_module
+from atoll.errors import BuildError
 
 from .conftest import nothing_half_made, python_says
 
@@ -103,3 +105,61 @@ def test_lost_locks_and_probes_do_not_matter(open_for: Open, cache: Path, no_bui
     assert open_for(python=HOST).key == key
     shutil.rmtree(cache / "requests")  # then it is found again by its lock
     assert open_for(python=HOST).key == key
+
+
+@pytest.mark.network
+def test_a_lost_package_is_noticed_and_installed_again(
+    open_for: Open, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = open_for(dependencies=["six"])
+    (Path(before.site_packages[0]) / "six.py").unlink()
+    after = open_for(dependencies=["six"])
+    assert (after.key, after.pinned) == (before.key, before.pinned)
+    assert python_says(after, "import six; print(six.__name__)") == "six"
+    (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert warning == (
+        f"environment {before.key} is damaged (six.py is missing from its packages): installing it again"
+    )
+    assert nothing_half_made(cache)
+
+
+def test_a_record_that_does_not_tell_its_contents_is_trusted(
+    open_for: Open, cache: Path, no_build: Callable[[], None]
+) -> None:
+    key = open_for(python=HOST).key
+    marker = cache / "environments" / key / "record.json"
+    record = json.loads(marker.read_text())
+    del record["contents"]
+    marker.write_text(json.dumps(record))
+    no_build()
+    assert open_for(python=HOST).key == key
+
+
+def _a_file(cache: Path) -> None:
+    cache.write_text("")
+
+
+def _a_folder_that_cannot_be_made(cache: Path) -> None:
+    cache.symlink_to("/proc/atoll")
+
+
+@pytest.mark.parametrize("spoil", [_a_file, _a_folder_that_cannot_be_made])
+def test_an_unusable_cache_is_said(open_for: Open, cache: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(cache)
+    with pytest.raises(
+        BuildError, match=f"service 'mean': the cache folder {cache} cannot be used: .*; set ATOLL_CACHE_DIR"
+    ):
+        open_for(python=HOST)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("name", ["rename", "replace", "makedirs"])
+def test_a_disk_that_refuses_is_said(
+    open_for: Open, cache: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    def refuse(path: str, *arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(BuildError, match=f"cache folder {cache} cannot be used: {os.strerror(number)}"):
+        open_for(python=HOST)

@@ -94,11 +94,6 @@ def build(
         os.rename(folder, target)
         if before is not None:
             remove(before)
-    except OSError as error:
-        raise BuildError(
-            f"service {request.service!r}: environment {key} cannot be written to {os.path.dirname(folder)}: "
-            f"{error.strerror or error}"
-        ) from error
     finally:
         remove(folder)  # gone already where it was published
     return record
@@ -228,6 +223,7 @@ def _record(
         "version": list(answer.version),
         "pinned": versions,
         "modules": modules,
+        "contents": [sorted(set(os.listdir(one)) - {"__pycache__"}) if os.path.isdir(one) else [] for one in folders],
         "site_packages": [_relative(one, folder) for one in folders],
         "interpreter": {"path": interpreter.path, "stamp": answer.stamp, "identity": interpreter.identity},
         "request": request.as_record(),

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..errors import BuildError
 from .environment import Use
 
 MARKER = "record.json"
@@ -44,6 +45,28 @@ def cache_folder() -> str:
         # The XDG specification has a relative path ignored.
         folder = os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "atoll")
     return os.path.abspath(os.path.expanduser(folder))
+
+
+@contextmanager
+def usable_cache(who: str = "") -> Iterator[None]:
+    """Have an atoll error say what the disk refuses within the block: a folder nobody may write, a disk that is full.
+
+    Args:
+        who: what the message begins with.
+
+    Raises:
+        BuildError: something could not be read or written; the message names the folder and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.filename is not None and os.fsdecode(error.filename) != cache_folder():
+            why += f" ({os.fsdecode(error.filename)})"
+        raise BuildError(
+            f"{who}the cache folder {cache_folder()} cannot be used: {why}; "
+            "set ATOLL_CACHE_DIR to a folder that can be written"
+        ) from error
 
 
 def environment_folder(key: str) -> str:

@@ -14,16 +14,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BuildError, EnvironmentError, InterpreterNotFound
+from ..errors import EnvironmentError, InterpreterNotFound
 from .cache import (
     MARKER,
     Lock,
-    cache_folder,
     environment_folder,
-    make_folder,
     mark_used,
     read_record,
     request_file,
+    usable_cache,
     write_record,
 )
 from .environment import Environment
@@ -106,7 +105,7 @@ def load(key: str) -> Environment | None:
         python = os.path.join(folder, record["python"])
         site_packages = tuple(os.path.join(folder, one) for one in record["site_packages"])
         # One look tells whether the interpreter that the environment links to is still the file it was made with.
-        if file_stamp(python) != record["interpreter"]["stamp"] or not all(map(os.path.isdir, site_packages)):
+        if file_stamp(python) != record["interpreter"]["stamp"] or _missing(record, site_packages):
             return None
         use = mark_used(folder)
         if use is None:
@@ -125,6 +124,18 @@ def load(key: str) -> Environment | None:
         )
     except (KeyError, TypeError, ValueError):
         return None  # written by another version of atoll: built again
+
+
+def _missing(record: dict[str, Any], site_packages: tuple[str, ...]) -> list[str]:
+    """What was installed at the top of the package folders and is gone; one look at each folder, none at the files."""
+    missing = []
+    contents = record.get("contents") or [()] * len(site_packages)  # older records do not tell
+    for folder, installed in zip(site_packages, contents, strict=True):
+        try:
+            missing += sorted(set(installed).difference(os.listdir(folder)))
+        except OSError:
+            missing.append(os.path.basename(folder))
+    return missing
 
 
 def prepare(
@@ -149,14 +160,8 @@ def prepare(
     from .progress import build_progress
 
     offline = is_offline(offline)
-    try:
-        make_folder(os.path.join(cache_folder(), "locks"))
-    except OSError as error:
-        raise BuildError(
-            f"service {request.service!r}: the cache folder {cache_folder()} cannot be used: {error.strerror}; "
-            "set ATOLL_CACHE_DIR to one that can be written"
-        ) from error
-    with build_progress(f"environment for service {request.service!r}", progress) as shown:
+    shown = build_progress(f"environment for service {request.service!r}", progress)
+    with usable_cache(f"service {request.service!r}: "), shown:
         lock = Lock(f"request-{digest}")
         if not lock.acquire(wait=False):
             shown.stage("waiting for another builder")
@@ -197,6 +202,8 @@ def _prepare(
     try:
         ready = None if reinstall else _revalidated(key)
         if ready is None:
+            if not reinstall:
+                _tell_damage(key)
             build(request, key, text, interpreter, offline=offline, progress=shown, held=lock)
             ready = load(key)
         if ready is None:
@@ -213,6 +220,26 @@ def _prepare(
     finally:
         lock.release()
     return ready
+
+
+def _tell_damage(key: str) -> None:
+    """Say in one log line that an environment which is there must be built again, and why."""
+    folder = environment_folder(key)
+    if not os.path.isdir(folder):
+        return
+    import logging
+
+    why = "it was changed since it was built"
+    record = read_record(os.path.join(folder, MARKER))
+    try:
+        missing = (
+            _missing(record, tuple(os.path.join(folder, one) for one in record["site_packages"])) if record else []
+        )
+        if missing:
+            why = f"{', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''} is missing from its packages"
+    except (KeyError, TypeError, ValueError):
+        pass
+    logging.getLogger("atoll.environments").warning("environment %s is damaged (%s): installing it again", key, why)
 
 
 def _revalidated(key: str) -> Environment | None:

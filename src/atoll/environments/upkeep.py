@@ -15,7 +15,18 @@ from typing import Any
 
 from ..errors import EnvironmentError
 from .build import sweep
-from .cache import MARKER, Lock, build_folders, cache_folder, environment_folder, read_record, remove, retire, unused
+from .cache import (
+    MARKER,
+    Lock,
+    build_folders,
+    cache_folder,
+    environment_folder,
+    read_record,
+    remove,
+    retire,
+    unused,
+    usable_cache,
+)
 from .environment import Environment
 from .opening import prepare
 from .request import EnvironmentRequest
@@ -69,14 +80,19 @@ class Pruned:
 
 
 def list_environments() -> list[EnvironmentInfo]:
-    """Every published environment, the last used first."""
+    """Every published environment, the last used first.
+
+    Raises:
+        BuildError: the cache cannot be read.
+    """
     folder = os.path.join(cache_folder(), "environments")
-    try:
-        keys = os.listdir(folder)
-    except OSError:
-        return []
-    users = _requests_by_key()
-    found = [_info(key, [request for _, request in users.get(key, [])]) for key in keys]
+    with usable_cache():
+        try:
+            keys = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+        users = _requests_by_key()
+        found = [_info(key, [request for _, request in users.get(key, [])]) for key in keys]
     return sorted((one for one in found if one is not None), key=lambda one: one.last_used, reverse=True)
 
 
@@ -105,7 +121,15 @@ def prune_environments(
         keys: those of these keys.
         everything: all of them.
         dry_run: only say which.
+
+    Raises:
+        BuildError: the cache cannot be changed.
     """
+    with usable_cache():
+        return _prune(unused_days, keys, everything, dry_run)
+
+
+def _prune(unused_days: float | None, keys: Sequence[str], everything: bool, dry_run: bool) -> Pruned:
     leftovers = len(_leftovers()) if dry_run else sweep()
     removed, kept, size = [], [], 0
     oldest = time.time() - unused_days * 86400 if unused_days is not None else float("-inf")
