@@ -215,3 +215,33 @@ def test_a_reader_that_goes_away() -> None:
     _, errors = process.communicate("go\n", timeout=60)
     assert process.returncode == 1
     assert errors == ""
+
+
+def test_an_unusable_cache_is_a_message(command: Command, cache: Path) -> None:
+    cache.write_text("")
+    for words in (["list"], ["list", "--json"], ["prune"], ["prune", "--all"], ["show", "x"], ["rebuild", "x"]):
+        done = command("env", *words)
+        assert (done.status, done.out) == (1, ""), words
+        assert done.err.startswith(f"error: the cache folder {cache} cannot be used: Not a directory"), words
+        assert "set ATOLL_CACHE_DIR" in done.err
+
+
+def test_all_and_keys_are_refused_together(command: Command) -> None:
+    key = an_environment().key
+    done = command("env", "prune", "--all", key)
+    assert done.status == 2
+    assert "give it or keys, not both" in done.err
+    assert json.loads(command("env", "list", "--json").out)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["env", "list"], ["env", "list", "--json"], ["--help"]])
+def test_a_full_disk_behind_stdout_is_a_message(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "atoll.cli", *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=SOURCE
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -47,7 +47,10 @@ def _options(
 def run() -> int:
     """Run the command that this process was started with."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where what it fails with is still ours to tell
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except AtollError as error:
@@ -57,6 +60,15 @@ def run() -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`atoll env list | head`); Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
+        return 1
+    except OSError as error:  # such as a full disk that stdout goes to
+        print_error(error)
+        _forget_output()
         return 1
     return 0
+
+
+def _forget_output() -> None:
+    """Let what is left in stdout's buffer go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -80,6 +80,8 @@ def prune_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove environments, never one that is in use. Without options: only what killed builders left behind."""
+    if everything and keys:
+        raise typer.BadParameter("--all removes every environment that is not in use; give it or keys, not both")
     whole = [show_environment(key).key for key in keys or ()]
     done = prune_environments(unused_days=unused_days, keys=whole, everything=everything, dry_run=dry_run)
     out = console()
