@@ -65,7 +65,9 @@ def _refuse_unfinished(lines: list[str], opening: int, where: str) -> None:
                     "line that is '#' or begins with '# ' (PEP 723)"
                 )
             break
-    raise ManifestError(f"{where}, line {opening}: `{_OPENING}` is never closed, expected a line `{_CLOSING}` (PEP 723)")
+    raise ManifestError(
+        f"{where}, line {opening}: `{_OPENING}` is never closed, expected a line `{_CLOSING}` (PEP 723)"
+    )
 
 
 def read_header(path: str) -> list[tuple[str, dict[str, Any]]]:
