@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -17,9 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import atoll
 from atoll.errors import ManifestError
 from atoll.manifest import ServiceSpec, function_spec, load_spec, manifest_schema
 from atoll.manifest.script_header import header_text
+from atoll.manifest.sources import DOCUMENTED
 from atoll.manifest.spec import FIELDS
 
 HEADER = """\
@@ -352,6 +355,33 @@ def test_a_folder_with_a_manifest_goes_before_a_module(tmp_path: Path, monkeypat
     assert load_spec("vision.other").entry == "vision.other"
 
 
+@pytest.mark.parametrize("source", [1, None, b"x.py", ""])
+def test_a_source_is_text_or_a_path(source: Any) -> None:
+    expected = f"source of atoll.Service: found {source!r}, expected a file, a folder or a module"
+    with pytest.raises(ManifestError, match=re.escape(expected)):
+        load_spec(source)
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(ManifestError, match=r"option name of atoll\.function: found ''"):
+        atoll.function(name="")(lambda: 1)
+    with pytest.raises(ManifestError, match=r"option name of atoll\.Service: found ''"):
+        atoll.Service("some.module", name="")
+
+
+def test_the_options_that_messages_list_are_the_documented_ones() -> None:
+    parameters = inspect.signature(atoll.Service).parameters.values()
+    assert tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY) == DOCUMENTED
+
+
+def test_a_key_that_looks_mistyped_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = service(tmp_path / "vision", "time-out: 3\nport: 80\n")
+    load_spec(folder)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("atoll.manifest", "WARNING")
+    assert "key time-out: not a key that atoll knows, so it has no effect; did you mean timeout?" in record.message
+
+
 def test_a_function_has_no_file() -> None:
     spec = function_spec("mean", dependencies=["numpy"], timeout=2)
     assert spec == ServiceSpec(name="mean", entry="", folder=None, dependencies=("numpy",), timeout=2.0)
@@ -362,6 +392,11 @@ def test_a_function_has_no_file() -> None:
     [
         ({"timeout": "x"}, "option timeout of atoll.function: found 'x', expected a number of seconds above 0"),
         ({"timeout": math.nan}, "option timeout of atoll.function: found nan"),
+        ({"timeut": 3}, "(there are: name, dependencies, python, environment, env_vars, start_timeout, timeout)"),
+        ({"python": 3.12}, "found 3.12 (a number), expected a version"),
+        ({"python": 3.12}, ', in quotes: "3.12"'),
+        ({"python": 3.1}, ', in quotes: "3.1" (or "3.10": without quotes they are the same number)'),
+        ({"dependencies": ["-r foo.txt"]}, "found '-r foo.txt', expected a requirement; give the file itself as env"),
         ({"timeut": 3}, "option timeut of atoll.function: there is no such option; did you mean timeout?"),
         ({"dependencies": "six"}, "option dependencies of atoll.function: found 'six', expected a list"),
         ({"entry": "x"}, "option entry of atoll.function"),

@@ -89,5 +89,5 @@ def _make(local: Callable[..., Any], options: dict[str, Any]) -> Function[..., A
 
     source = source_of(local)
     given = {key: value for key, value in options.items() if value is not None}
-    name = given.pop("name", None) or (source.name if local.__name__ == "<lambda>" else local.__name__)
+    name = given.pop("name", source.name if local.__name__ == "<lambda>" else local.__name__)
     return Function(local, source, function_spec(name, **given))

@@ -23,12 +23,40 @@ MANIFEST_NAMES = ("service.yaml", "service.yml")
 _PACKAGES = ("dependencies", "lock", "indexes", "find_links")
 
 
+# What the signatures of atoll.Service and @atoll.function have; the other fields are for manifests.
+DOCUMENTED = ("name", "dependencies", "python", "environment", "env_vars", "start_timeout", "timeout")
+
+
+def mistyped(key: str) -> str | None:
+    """The known key that an unknown one of a manifest looks like; such a key has no effect, and nobody means that."""
+    if key in FIELDS:
+        return None  # its part that names other services
+    near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, 1, cutoff=0.75)
+    return near[0] if near else None
+
+
 def load_spec(source: str | os.PathLike[str], **options: Any) -> ServiceSpec:
     """See ``atoll.manifest.load_spec``."""
+    spec = _load_spec(source, **options)
+    for key in spec.extra:
+        near = mistyped(key)
+        if near is not None:
+            import logging
+
+            logging.getLogger("atoll.manifest").warning(
+                "%s: key %s: not a key that atoll knows, so it has no effect; did you mean %s?",
+                os.fspath(source),
+                key,
+                near,
+            )
+    return spec
+
+
+def _load_spec(source: str | os.PathLike[str], **options: Any) -> ServiceSpec:
     given = _options(options, "atoll.Service")
-    text = os.fspath(source)
-    if not text.strip():
-        raise ManifestError(f"source of atoll.Service: found {text!r}, expected a file, a folder or a module")
+    text = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    if not isinstance(text, str) or not text.strip():
+        raise ManifestError(f"source of atoll.Service: found {source!r}, expected a file, a folder or a module")
     place, class_name = _split(text)
     path = os.path.abspath(os.path.expanduser(place))
     if place.endswith(".py"):
@@ -101,9 +129,11 @@ def _options(options: dict[str, Any], of: str) -> dict[str, Any]:
     """Options of a public name, checked. Unlike a manifest's, an unknown one is a slip of the pen."""
     for key in options:
         if key not in FIELDS:
-            near = difflib.get_close_matches(key, FIELDS, 1)
+            near = difflib.get_close_matches(key, DOCUMENTED, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ManifestError(f"option {key} of {of}: there is no such option{hint} (there are: {', '.join(FIELDS)})")
+            raise ManifestError(
+                f"option {key} of {of}: there is no such option{hint} (there are: {', '.join(DOCUMENTED)})"
+            )
     return _layer(options, Place.options(of))
 
 

@@ -147,8 +147,10 @@ def check_value(key: str, value: object, place: Place) -> Any:
     except msgspec.ValidationError as error:
         at, found = _locate(str(error), value)
         expected = _EXPECTED[key] if not at else f"{_TEXT} (the whole: {_EXPECTED[key]})"
-        if key == "python" and isinstance(value, int | float):
-            expected += ", in quotes: YAML reads 3.10 as the number 3.1"
+        if key == "python" and type(value) in (int, float):
+            expected += f', in quotes: "{value}"'
+            if isinstance(value, float) and len(str(value).partition(".")[2]) == 1:
+                expected += f' (or "{value}0": without quotes they are the same number)'
         raise place.wrong(key + at, found, expected) from None
     checker = _CHECKERS.get(key)
     return converted if checker is None else checker(key, converted, place)
@@ -178,6 +180,8 @@ def _check_dependencies(key: str, values: tuple[str, ...], place: Place) -> tupl
     for index, value in enumerate(values):
         text = value.strip()
         at = f"{key}[{index}]"
+        if text.startswith(("-r", "--requirement")):
+            raise place.wrong(at, value, "a requirement; give the file itself as environment (environment=)")
         if text.startswith("-"):
             raise place.wrong(at, value, "a requirement, not an option of pip (editable installs would not be locked)")
         if not text or not text.isprintable() or text.startswith("#"):
