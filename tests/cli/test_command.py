@@ -245,3 +245,23 @@ def test_a_full_disk_behind_stdout_is_a_message(words: list[str]) -> None:
     assert done.stderr.startswith("error: ")
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_module_is_not_said_to_be_right(command: Command) -> None:
+    out = command("manifest", "check", "some.module:Vision").out
+    assert out.startswith("✓ Vision: some.module:Vision (a module; not looked up until a worker starts)\n")
+
+
+def test_a_list_in_a_pipe_has_a_line_for_each(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("requirements" * 10 + ".txt")
+    long.write_text("")
+    environment = open_environment(EnvironmentRequest("packages", "mean", python=HOST, path=str(long)))
+    an_environment()
+    monkeypatch.setenv("COLUMNS", "40")
+    _, *lines, total = command("env", "list").out.splitlines()
+    assert len(lines) == int(total.split()[0])
+    line = next(one for one in lines if one.startswith(environment.key))
+    assert "mean: " in line
+    assert "more" in line or "…" in line

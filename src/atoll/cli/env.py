@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..environments import cache_folder
 from ..environments.upkeep import (
+    EnvironmentInfo,
     list_environments,
     prune_environments,
     rebuild_environment,
@@ -39,12 +40,22 @@ def list_command(as_json: _Json = False) -> None:
     table = Table(box=None, pad_edge=False)
     for heading, justify in (("key", "left"), ("packages", "right"), ("size", "right"), ("last used", "left")):
         table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
-    table.add_column("for", overflow="fold")
+    table.add_column("for", overflow="ellipsis", no_wrap=True)
     for one in found:
         used = "in use" if one.in_use else ago_text(one.last_used)
-        table.add_row(one.key, str(len(one.packages)), size_text(one.size), used, "\n".join(one.requests) or "nothing")
+        table.add_row(one.key, str(len(one.packages)), size_text(one.size), used, _purpose(one))
+    if not out.is_terminal:
+        out.width = 10_000  # whoever reads a pipe wants a line for each; a terminal cuts at its edge
     out.print(table)
     out.print(f"{len(found)} in {cache_folder()}, {size_text(sum(one.size for one in found))}", soft_wrap=True)
+
+
+def _purpose(one: EnvironmentInfo) -> str:
+    """What an environment is for, on one line of bounded length; ``show`` says all of it."""
+    if not one.requests:
+        return "nothing"
+    first = one.requests[0] if len(one.requests[0]) <= 60 else one.requests[0][:59] + "…"
+    return first if len(one.requests) == 1 else f"{first} and {len(one.requests) - 1} more"
 
 
 @env.command("show")
