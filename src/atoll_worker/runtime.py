@@ -22,7 +22,7 @@ from .values import Decoder, Encoder, decode_json, encode_json, explain_unencoda
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Optional
 
     from .wire import Bytes
 
@@ -57,6 +57,7 @@ def main(argv: List[str]) -> None:
             worker.table.tear_down()
     except ConnectionClosed:
         worker.table.tear_down()
+    worker.end_fork()
     # From here the interpreter ends as any program does: atexit handlers run, streams are flushed.
 
 
@@ -98,6 +99,30 @@ class Runtime:
         self._encoder = Encoder()
         # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
         self._decoder = Decoder(checked=False, side="the worker")
+        # In a child that user code forked: it has the connection too, and must not answer for the worker.
+        self._is_fork = False
+        os.register_at_fork(after_in_child=self._mark_fork)
+
+    def _mark_fork(self) -> None:
+        self._is_fork = True
+
+    def end_fork(self, error: Optional[BaseException] = None) -> None:
+        """End this process if it is a child that user code forked and that fell through to atoll's own code.
+
+        At once: what the worker set up is the worker's to tear down. ``error`` is what the child raised.
+        """
+        if not self._is_fork:
+            return
+        status = 0 if error is None else 1
+        try:
+            if error is not None:
+                code = getattr(error, "code", None) if issubclass(type(error), SystemExit) else error
+                if code is None or type(code) is int:
+                    status = (code or 0) & 0xFF
+                else:
+                    sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            os._exit(status)
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -118,7 +143,9 @@ class Runtime:
                 phase = "setup"
                 self.control.tell_phase(phase)
                 self.table.set_up()
+            self.end_fork()
         except BaseException as error:
+            self.end_fork(error)
             skip = 2  # load() and load_table(); what is left out of user code's tracebacks is atoll's own
             report = {
                 "phase": phase,
@@ -183,15 +210,18 @@ class Runtime:
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
+                self.end_fork(error)
                 self._reply_error(error)
             else:
+                if self._is_fork:
+                    self.end_fork()
                 try:
                     payload = encoder.encode(result)
                     reply(result_kind, pickle, payload, encoder.take_buffers() if encoder.has_buffers else ())
                 except ConnectionClosed:
                     return
                 except BaseException as error:
-                    self._refuse("EncodeError", str(explain_unencodable(error, (("result", result),))))
+                    self._refuse_result(error, result)
             # Nothing of a call stays alive while waiting for the next one.
             payload, buffers = b"", ()
             name = args = kwargs = result = function = None
@@ -206,10 +236,24 @@ class Runtime:
         """The function was not reached, or its result cannot cross: the host raises its own error of this name."""
         self._reply({"atoll": error, "message": message})
 
-    def _reply(self, described: Dict[str, Any]) -> None:
+    def _refuse_result(self, error: BaseException, result: object) -> None:
+        """The result cannot be encoded; looking for the reason runs code of its class, which may do anything."""
         try:
-            payload = self._encoder.encode(described)
-            self.connection.reply(wire.ERROR, wire.PICKLE, payload, self._encoder.take_buffers())
+            message = str(explain_unencodable(error, (("result", result),)))
+        except BaseException as strange:
+            message = f"result cannot be passed, nor can it be said why: {type(strange).__name__}"
+        self._refuse("EncodeError", message)
+
+    def _reply(self, described: Dict[str, Any]) -> None:
+        self.end_fork()
+        encoder = self._encoder
+        try:
+            payload = encoder.encode(described)
+        except BaseException as strange:  # a part that could be encoded when it was tried
+            message = f"the worker's error cannot be passed: {type(strange).__name__}"
+            payload = encoder.encode({"atoll": "EncodeError", "message": message})
+        try:
+            self.connection.reply(wire.ERROR, wire.PICKLE, payload, encoder.take_buffers())
         except ConnectionClosed:
             pass  # the next receive() says so too
 
@@ -219,8 +263,10 @@ class Runtime:
             call = decode_json(request)
             function = self.table.functions[call["function"]]
             result = function(*call.get("args", ()), **call.get("kwargs", {}))
+            self.end_fork()
             payload = encode_json(result, "result")
         except BaseException as error:
+            self.end_fork(error)
             kind = wire.ERROR
             described = describe_exception(error, self._can_cross, 1)
             names = ("type", "module", "message", "notes")
