@@ -418,32 +418,46 @@ def reducer_of(cls: type) -> Optional[Reducer]:
 
 
 def children(value: Any) -> Iterator[Tuple[str, Any]]:
-    """What a value consists of, each with the words that lead there: ``[0]``, ``['key']``, ``.field``."""
-    if isinstance(value, dict):
+    """What a value consists of, each with the words that lead there: ``[0]``, ``['key']``, ``.field``.
+
+    Only for describing it: where the value's own code raises, it consists of no more.
+    """
+    try:
+        yield from _children(value, type(value))
+    except Exception:
+        return
+
+
+def _children(value: Any, cls: type) -> Iterator[Tuple[str, Any]]:
+    # Never isinstance: it asks a value for its __class__, which may be a property that raises.
+    if issubclass(cls, dict):
         for key, item in value.items():
             yield f" (the key {_short(key)})", key
             yield f"[{_short(key)}]", item
-    elif isinstance(value, (list, tuple)):
-        names = getattr(value, "_fields", None)
+    elif issubclass(cls, (list, tuple)):
+        names = getattr(cls, "_fields", None)
         for index, item in enumerate(value):
             yield (f".{names[index]}" if names else f"[{index}]"), item
-    elif isinstance(value, (set, frozenset)):
+    elif issubclass(cls, (set, frozenset)):
         for item in value:
             yield " (an item of the set)", item
-    elif type(value).__name__ == "ndarray" and value.dtype.kind == "O":
+    elif cls.__name__ == "ndarray" and value.dtype.kind == "O":
         for index, item in enumerate(value.ravel().tolist()):
             yield f".flat[{index}]", item
     else:
-        registered = by_class(type(value))
+        registered = by_class(cls)
         if registered is not None and registered.kind == DATACLASS:
             for field in registered.fields:
                 yield f".{field}", getattr(value, field, None)
         elif registered is not None and registered.kind == CUSTOM and registered.encode is not None:
             yield " (encoded)", registered.encode(value)
-        elif type(value).__module__ == "datetime":
+        elif cls.__module__ == "datetime":
             yield ".tzinfo", getattr(value, "tzinfo", None)
 
 
 def _short(key: Any) -> str:
-    text = repr(key)
+    try:
+        text = repr(key)
+    except Exception:
+        text = f"of type {type(key).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

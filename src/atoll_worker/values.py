@@ -214,20 +214,29 @@ def find_path(root: Any, target: Any, label: str) -> Optional[str]:
     # Children may be made on the way (an encoded part); holding them keeps their ids from being used again.
     queue: List[Tuple[str, Any]] = [(label, root)]
     for path, value in queue:
-        try:
-            for step, child in children(value):
-                if child is target:
-                    return path + step
-                if id(child) not in seen and len(queue) < 1_000_000:
-                    seen.add(id(child))
-                    queue.append((path + step, child))
-        except Exception:  # noqa: S112 - a mapping or encoder that raises while it is only being described
-            continue
+        for step, child in children(value):
+            if child is target:
+                return path + step
+            if id(child) not in seen and len(queue) < 1_000_000:
+                seen.add(id(child))
+                queue.append((path + step, child))
     return None
 
 
 def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> EncodeError:
-    """The error to raise when encoding failed; ``parts`` are the labelled values that were being encoded."""
+    """The error to raise when encoding failed; ``parts`` are the labelled values that were being encoded.
+
+    It is made also where a value's own code raises at being looked at, then with fewer words.
+    """
+    try:
+        return _explain(error, parts)
+    except Exception as strange:
+        labels = ", ".join(label for label, _ in parts)
+        name = type.__dict__["__name__"].__get__(type(strange))  # whatever a metaclass makes of it
+        return EncodeError(f"{labels} cannot be passed by value, and looking for the reason raised {name}")
+
+
+def _explain(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> EncodeError:
     if isinstance(error, EncodeError):
         return error
     if isinstance(error, RecursionError):
@@ -239,21 +248,27 @@ def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) 
     if not isinstance(error, Unsupported):
         labels = ", ".join(label for label, _ in parts)
         return EncodeError(f"{labels} cannot be passed: {type(error).__name__}: {error}")
+    # Never isinstance on the value itself: that asks it for its __class__, which may be a property that raises.
     value = error.value
     cls = type(value)
     where = None
     for label, root in parts:
         where = where or find_path(root, value, label)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    if isinstance(value, type):
-        name = f"the class {value.__module__}.{value.__qualname__}"
-    message = f"{where or parts[0][0]}: {name} cannot be passed by value"
+    where = where or parts[0][0]
+    if issubclass(cls, type):
+        name = f"the class {value.__module__}.{value.__qualname__}"  # type: ignore[attr-defined]
+    else:
+        name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    message = f"{where}: {name} cannot be passed by value"
+    instead, code = _instead_of(cls), _name_of_code(value)
     if error.why:
         message += f" ({error.why})"
     elif _could_be_registered(cls):
         message += f"; register({cls.__name__}), on both sides, lets it cross (atoll.register, atoll_worker.register)"
-    elif callable(value) and hasattr(value, "__name__"):
-        message += f"; {value.__name__!r} is code, and only values cross"
+    elif instead is not None:
+        message += f"; {'return' if where.startswith('result') else 'pass'} {instead}"
+    elif code is not None:
+        message += f"; {code!r} is code, and only values cross"
     return EncodeError(message)
 
 
@@ -261,8 +276,41 @@ def _could_be_registered(cls: type) -> bool:
     return hasattr(cls, "__dataclass_fields__") or hasattr(cls, "__members__") or hasattr(cls, "_fields")
 
 
+# What to say instead of a subclass of a plain type, or of what makes values one by one.
+_PLAIN = (dict, list, tuple, frozenset, set, str, bytes, bytearray, int, float, complex)
+_SEQUENCES = (
+    ("collections", "deque"), ("builtins", "dict_keys"), ("builtins", "dict_values"), ("builtins", "dict_items"),
+    ("builtins", "map"), ("builtins", "filter"), ("builtins", "zip"), ("builtins", "enumerate"),
+)  # fmt: skip
+
+
+def _instead_of(cls: type) -> Optional[str]:
+    """What can be passed in place of a value of this class, in words."""
+    for plain in _PLAIN:
+        if issubclass(cls, plain):
+            return f"{plain.__name__}(x)"
+    place = (cls.__module__, cls.__qualname__)
+    if place in _SEQUENCES:
+        return "list(x)"
+    if place in (("builtins", "generator"), ("builtins", "async_generator")):
+        return "a list"
+    if place == ("builtins", "coroutine"):
+        return "what it comes to, with asyncio.run(x)"
+    if any(base.__module__.partition(".")[0] == "numpy" and base.__name__ == "ndarray" for base in cls.__mro__[1:]):
+        return ".filled() and .mask" if cls.__name__ == "MaskedArray" else "numpy.asarray(x)"
+    return None
+
+
+def _name_of_code(value: Any) -> Optional[str]:
+    try:
+        return str(value.__name__) if callable(value) else None
+    except Exception:
+        return None  # it has none, or is a stand-in for something that is not there
+
+
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (dict, list, tuple, set, frozenset)) or hasattr(type(value), "__dataclass_fields__")
+    cls = type(value)
+    return issubclass(cls, (dict, list, tuple, set, frozenset)) or hasattr(cls, "__dataclass_fields__")
 
 
 def _depth(value: Any) -> int:
@@ -291,7 +339,7 @@ def encode_json(value: Any, label: str) -> bytes:
 
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # also what a value raises at being looked at
         raise EncodeError(f"{label} cannot be written as JSON: {error}") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from atoll_worker.errors import (
     remember_source,
 )
 from atoll_worker.runtime import Runtime
-from atoll_worker.values import Decoder, Encoder
+from atoll_worker.values import Decoder, Encoder, decode_json, encode_json
 
 from .pairs import PATIENCE, Raw, forked
 
@@ -412,3 +413,71 @@ def test_a_worker_survives_them(name: str) -> None:
         assert call(client, "array")["args"][0].shape == (50_000,)
         assert call(client, "echo", 5) == 5
         assert numpy.all(call(client, "echo", numpy.ones(20_000)) == 1)  # no buffer of an earlier answer came with it
+
+
+class Unbound:
+    """Raises at everything that is asked of it."""
+
+    @property
+    def __class__(self) -> Any:
+        raise SystemExit("unbound")
+
+    def __repr__(self) -> str:
+        raise SystemExit("unbound")
+
+    def __call__(self) -> None: ...
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit("unbound")
+
+
+class Changing(Exception):
+    """What it holds can be encoded when it is tried, and not when it is sent."""
+
+    def __init__(self) -> None:
+        self.part = Interval()
+
+
+class Interval:
+    asked = 0
+
+    def encode(self) -> object:
+        self.asked += 1
+        return 1 if self.asked == 1 else object()
+
+
+def test_a_worker_survives_whatever_reporting_sets_off() -> None:
+    """Results and errors that raise while they are looked at come out as an ERROR, and the next call is answered."""
+    register(Interval, encode=Interval.encode, decode=lambda parts: None)
+
+    def changing() -> None:
+        raise Changing
+
+    def fork() -> None:
+        if not os.fork():
+            return
+        os.wait()
+
+    def work(server: Connection, raw: Raw) -> None:
+        worker = Runtime(server, Control(raw.sock))
+        worker.table.functions.update({"unbound": Unbound, "key": lambda: {Unbound(): 1}, "changing": changing})
+        worker.table.functions.update({"fork": fork, "echo": lambda value: value})
+        worker.serve()
+
+    def call(client: Connection, name: str, *args: Any) -> Any:
+        reply = client.exchange(wire.PICKLE, Encoder().encode((name, args, {})), (), time.monotonic() + PATIENCE)
+        return Decoder(checked=True, side="the host").decode(*reply[2:])
+
+    def call_json(client: Connection, name: str, *args: Any) -> Any:
+        request = encode_json({"function": name, "args": args}, "call")
+        return decode_json(client.exchange(wire.JSON, request, (), time.monotonic() + PATIENCE)[2])
+
+    with forked(work) as (client, _):
+        for name in ("unbound", "key"):
+            assert call(client, name)["atoll"] == "EncodeError"
+            assert call(client, "echo", name) == name
+        assert call(client, "changing")["atoll"] == "EncodeError"
+        assert call_json(client, "unbound")["message"]
+        for number in range(3):
+            assert call_json(client, "fork") is None
+            assert call_json(client, "echo", number) == number

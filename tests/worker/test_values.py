@@ -8,7 +8,7 @@ import enum
 import math
 import sys
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
@@ -409,6 +409,72 @@ def test_the_reason_for_what_cannot_cross() -> None:
         assert "cannot be passed by value" in refusal(value)
     register(KeyError)
     assert "an exception can be raised across" in refusal(KeyError("x"))
+
+
+class Unbound:
+    """As a stand-in of werkzeug's that nothing stands behind."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("unbound")
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("unbound")
+
+    def __call__(self) -> None: ...
+
+    def __repr__(self) -> str:
+        raise RuntimeError("unbound")
+
+
+def test_a_value_that_raises_at_being_looked_at() -> None:
+    """Whatever describing it sets off, the answer is an EncodeError, with the path where there is one."""
+    unbound = f"{__name__}.Unbound cannot be passed by value"
+    assert refusal(Unbound()) == f"result: {unbound}"
+    assert refusal([1, {"x": Unbound()}]) == f"result[1]['x']: {unbound}"
+    assert refusal({Unbound(): 1}) == f"result (the key of type Unbound): {unbound}"
+    assert refusal(Unbound).startswith("result: the class ")
+    deep: Any = Unbound()
+    for _ in range(100_000):
+        deep = [deep]
+    assert "nested too deeply" in refusal(deep)
+    with pytest.raises(EncodeError, match="result cannot be written as JSON"):
+        encode_json(Unbound(), "result")
+
+
+def test_a_class_that_raises_at_being_looked_at() -> None:
+    """Without any words of its own, the message still says which argument it was in."""
+
+    class Meta(type):
+        def __getattribute__(cls, name: str) -> Any:
+            if name in ("__module__", "__dataclass_fields__", "__qualname__"):
+                raise RuntimeError("no")
+            return super().__getattribute__(name)
+
+    strange = Meta("Strange", (), {})()
+    error = explain_unencodable(Unsupported(strange), (("args", [strange]), ("kwargs", {})))
+    assert type(error) is EncodeError
+    assert str(error) == "args, kwargs cannot be passed by value, and looking for the reason raised RuntimeError"
+
+
+def test_what_to_pass_instead() -> None:
+    """Subclasses of what crosses, what makes values one by one, and subclasses of arrays."""
+    for value, instead in (
+        (OrderedDict(a=1), "dict(x)"),
+        (defaultdict(list), "dict(x)"),
+        (LikeInt(1), "int(x)"),
+        (LikeStr("x"), "str(x)"),
+        (type("L", (list,), {})(), "list(x)"),
+        (deque([1]), "list(x)"),
+        ({}.keys(), "list(x)"),
+        ((one for one in []), "a list"),
+        (numpy.ma.masked_array([1, 2], [0, 1]), ".filled() and .mask"),
+        (numpy.zeros(2).view(LikeArray), "numpy.asarray(x)"),
+    ):
+        assert refusal(value).endswith(f"cannot be passed by value; return {instead}")
+
+
+class LikeArray(numpy.ndarray): ...  # type: ignore[type-arg]
 
 
 class LikeInt(int): ...
