@@ -37,7 +37,7 @@ def expose(function: Optional[F] = None, /, *, name: Optional[str] = None) -> Un
         name: what callers call it; the function's own name if not given.
 
     Raises:
-        TypeError: not a function.
+        TypeError: not a function, or a coroutine or generator function.
     """
     if function is None:
         return lambda decorated: expose_as(decorated, name)
@@ -49,6 +49,9 @@ def expose_as(function: F, name: Optional[str]) -> F:
     inner: Any = function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
     if not callable(inner) or isinstance(inner, type):
         raise TypeError(f"@expose marks functions and methods, not {function!r}")
+    not_plain = why_not_plain(inner)
+    if not_plain is not None:
+        raise TypeError(f"@expose: {not_plain}")
     exposed = name or inner.__name__
     if exposed.startswith("_") or not all(part.isidentifier() for part in exposed.split(".")):
         raise TypeError(f"@expose: {exposed!r} cannot be an exposed name; begin with a letter, use name=... if need be")
@@ -59,10 +62,30 @@ def expose_as(function: F, name: Optional[str]) -> F:
     return function
 
 
+# Bits of a code object's flags, the same in every Python: what a call of such a function returns cannot cross.
+_NOT_PLAIN = (
+    (0x200, "an async generator function", "write a plain one that returns a list"),
+    (0x80 | 0x100, "a coroutine function", "write a plain one that runs it with asyncio.run()"),
+    (0x20, "a generator function", "return a list"),
+)
+
+
+def why_not_plain(function: Any) -> Optional[str]:
+    """What is wrong with a coroutine or generator function; None for a plain function."""
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    for bits, kind, instead in _NOT_PLAIN:
+        if flags & bits:
+            return f"{function.__name__!r} is {kind}; this version calls plain functions only: {instead}"
+    return None
+
+
 class Service:
     """Base of a service with state: made once per worker, before the first call.
 
     ``setup`` runs after the object was made, ``teardown`` when the worker stops in order (not when it is killed).
+
+    Of the Service classes of a file, one that another of them derives from is its base, not a service of its own:
+    only the leaves are made. ``"file.py:Base"`` chooses the base nevertheless.
     """
 
     def setup(self) -> None:
@@ -128,7 +151,8 @@ def _place(function: Any) -> str:
 def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTable:
     """The function table of a service's module: its exposed functions and its ``Service`` classes, or one class.
 
-    Only what the module itself defines counts, not what it imported.
+    Only what the module itself defines counts, not what it imported; and of its classes, only those that no other of
+    them derives from.
 
     Raises:
         ValueError: nothing is exposed, there is no such class, or a name is exposed twice.
@@ -143,9 +167,14 @@ def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTa
             )
         table.add_service(cls)
     else:
-        for one in list(vars(module).values()):
+        members = list(vars(module).values())
+        bases = {base for one in members if _is_own_service(one, module) for base in one.__mro__[1:]}
+        made = set()  # a class may have two names
+        for one in members:
             if _is_own_service(one, module):
-                table.add_service(one)
+                if one not in bases and one not in made:
+                    made.add(one)
+                    table.add_service(one)
             elif (
                 not isinstance(one, type)
                 and getattr(one, "__module__", None) == module.__name__

@@ -95,11 +95,25 @@ def test_a_name_in_a_default_value() -> None:
         def f(x=LIMIT):
             return x
 
-    with pytest.raises(atoll.FunctionSourceError, match="'helper'"):
+    with pytest.raises(
+        atoll.FunctionSourceError, match=r"'helper' \(the default value of 'key' is evaluated in the worker"
+    ):
 
         @atoll.function
-        def g(*, key=helper):
+        def g(first, /, *, other=1, key=helper):
             return key
+
+    with pytest.raises(atoll.FunctionSourceError) as caught:
+
+        @atoll.function
+        def h(r, x=math.pi):
+            return x * math.e * LIMIT
+
+    assert (
+        "'math' (the default value of 'x' is evaluated in the worker; use a literal, or None and set it inside)"
+        in str(caught.value)
+    )
+    assert "'LIMIT' (pass it as an argument)" in str(caught.value)
 
 
 def decorated(function):
@@ -275,12 +289,10 @@ def test_a_tab_indented_and_a_one_line_definition(tmp_path: Path) -> None:
         "import atoll\nif True:\n\t@atoll.function\n\tdef f(x):\n\t\tif x:\n\t\t\treturn 'yes'\n\t\treturn 'no'\n"
         "if True: g = atoll.function(lambda: 'one line')\n"
         "@atoll.function\ndef h(x): return x + 1\n"
-        "class C:\n    @atoll.function\n    def s(x): return x + 2\n"
     )
     namespace: dict = {"__name__": "tabs"}
     exec(compile(file.read_text(), str(file), "exec"), namespace)
     assert (namespace["f"](1), namespace["f"](0), namespace["g"](), namespace["h"](1)) == ("yes", "no", "one line", 2)
-    assert namespace["C"].s(1) == 3
 
 
 def test_options_over_several_lines_before_the_definition() -> None:
@@ -315,19 +327,49 @@ def test_dunder_names_that_every_module_has() -> None:
     assert f() == (__name__, __file__)
 
 
-def test_a_coroutine_function_and_a_generator_say_what_cannot_cross() -> None:
-    @atoll.function
+def test_coroutine_and_generator_functions() -> None:
     def numbers():
         yield 1
-
-    with pytest.raises(atoll.EncodeError, match="result: generator"):
-        numbers()
 
     async def coroutine():
         return 1
 
-    with pytest.raises(atoll.AtollError, match="coroutine"):
-        atoll.function(coroutine)()
+    async def both():
+        yield 1
+
+    for function, kind in (
+        (numbers, "'numbers' is a generator function"),
+        (coroutine, "'coroutine' is a coroutine function"),
+        (both, "'both' is an async generator function"),
+        (lambda: (yield), "'<lambda>' is a generator function"),
+    ):
+        with pytest.raises(atoll.FunctionSourceError, match=f"{kind}; this version calls plain functions only"):
+            atoll.function(function)
+
+    @atoll.function
+    def inside():
+        import asyncio
+
+        async def one():
+            return 1
+
+        return asyncio.run(one())
+
+    assert inside() == 1
+
+
+def test_a_method() -> None:
+    with pytest.raises(atoll.FunctionSourceError, match=r"'C\.m' is a method: only its text would be shipped"):
+
+        class C:
+            @atoll.function
+            def m(self):
+                return self
+
+    class D:
+        twice = atoll.function(lambda x: 2 * x)
+
+    assert D.twice(2) == 4
 
 
 def test_tracebacks_show_the_original_files_lines() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
+from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,27 @@ def test_what_expose_refuses() -> None:
         expose(lambda: None)
     with pytest.raises(TypeError, match="write a function around it"):
         expose(len)
+
+
+def test_expose_refuses_what_a_call_cannot_finish() -> None:
+    """Coroutine and generator functions, also as methods: what calling one returns cannot cross."""
+
+    async def coroutine() -> None: ...
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    async def both() -> AsyncIterator[int]:
+        yield 1
+
+    for function, kind in (
+        (coroutine, "'coroutine' is a coroutine function"),
+        (generator, "'generator' is a generator function"),
+        (both, "'both' is an async generator function"),
+        (staticmethod(generator), "'generator' is a generator function"),
+    ):
+        with pytest.raises(TypeError, match=f"@expose: {kind}; this version calls plain functions only: "):
+            expose(function)  # type: ignore[call-overload]
 
 
 def test_functions_of_a_module() -> None:
@@ -133,12 +155,30 @@ INHERITING = """
 
 
 def test_inherited_methods() -> None:
-    """A derived service has what its base exposes, and its own in place; both clash, and one is chosen."""
+    """A derived service has what its base exposes, and its own in place; a base is made only where it is chosen."""
     made = table(INHERITING, "Derived")
     assert {name: function() for name, function in made.functions.items()} == {"shared": "base", "changed": "derived"}
     assert table(INHERITING, "Base").functions["changed"]() == "base"
-    with pytest.raises(ValueError, match=r"two functions are exposed as 'changed'.*choose one class"):
-        table(INHERITING)
+    only_leaf = table(INHERITING + "    alias = Derived\n")
+    assert [type(service).__name__ for service in only_leaf.services] == ["Derived"]
+    assert only_leaf.functions["changed"]() == "derived"
+    reversed_order = table("""
+        class B(Service):
+            @expose
+            def f(self): return "f"
+        class A(B):
+            @expose
+            def g(self): return "g"
+    """)
+    assert sorted(reversed_order.functions) == ["f", "g"]
+
+
+def test_two_leaves_of_one_base() -> None:
+    """Both expose what the base does: one must be chosen."""
+    source = INHERITING + "    class Other(Base): ...\n"
+    with pytest.raises(ValueError, match=r"two functions are exposed as '\w+'.*choose one class"):
+        table(source)
+    assert table(source, "Other").functions["changed"]() == "base"
 
 
 def test_a_name_taken_twice() -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from atoll_worker.service import why_not_plain
+
 from ..errors import FunctionSourceError
 
 _ONLY_DECORATOR = (
@@ -61,6 +63,7 @@ def source_of(function: Callable[..., Any]) -> FunctionSource:
             "write a function that calls it"
         )
     name = function.__name__
+    _refuse_what_is_not_plain(function, name)
     node, lines = _find_node(function, code, name)
     if isinstance(node, ast.Lambda):
         name = "lambda_"
@@ -68,14 +71,27 @@ def source_of(function: Callable[..., Any]) -> FunctionSource:
     else:
         _refuse_decorators(node)
         source, line = _definition_text(node, lines)
-    _refuse_outside_names(function, source, name)
+    _refuse_outside_names(function, node, source, name)
     module = function.__module__ or "__main__"
     return FunctionSource(name, source, code.co_filename, line, module)
 
 
+def _refuse_what_is_not_plain(function: Callable[..., Any], name: str) -> None:
+    not_plain = why_not_plain(function)
+    if not_plain is not None:
+        raise FunctionSourceError(not_plain)
+    around = function.__qualname__.rpartition(".")[0]
+    if around and not around.endswith("<locals>") and name != "<lambda>":
+        shown = function.__qualname__.rpartition("<locals>.")[2]
+        raise FunctionSourceError(
+            f"{shown!r} is a method: only its text would be shipped, without its object; define the function outside "
+            "of the class, or put the class into a file as a Service and use atoll.Service"
+        )
+
+
 def _find_node(
     function: Callable[..., Any], code: CodeType, name: str
-) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, list[str]]:
+) -> tuple[ast.FunctionDef | ast.Lambda, list[str]]:
     """The node that defines the function, in the tree of its whole file, and the file's lines."""
     lines = linecache.getlines(code.co_filename, getattr(function, "__globals__", None))
     if not lines:
@@ -100,7 +116,7 @@ def _find_node(
             "was the file changed after it was imported?"
         )
     node = found[0]
-    assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+    assert isinstance(node, (ast.FunctionDef, ast.Lambda))
     return node, lines
 
 
@@ -115,13 +131,13 @@ def _defines(node: ast.AST, code: CodeType, name: str) -> bool:
         ends = (body.end_lineno or 0, body.end_col_offset or 0)
         inside = [p for p in positions if starts <= (p[0] or 0, p[2] or 0) and (p[1] or 0, p[3] or 0) <= ends]
         return node.lineno == code.co_firstlineno and len(inside) >= 1 and starts in [(p[0], p[2]) for p in inside]
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    if isinstance(node, ast.FunctionDef):
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         return node.name == name and first == code.co_firstlineno
     return False
 
 
-def _definition_text(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, int]:
+def _definition_text(node: ast.FunctionDef, lines: list[str]) -> tuple[str, int]:
     """The text from ``def`` on, and its first line. Indented text is put under an ``if``, not dedented: that would
     change strings of several lines."""
     assert node.end_lineno is not None
@@ -139,13 +155,13 @@ def _lambda_text(node: ast.Lambda, name: str, lines: list[str]) -> str:
     return f"{name} = ({text})\n"
 
 
-def _refuse_decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+def _refuse_decorators(node: ast.FunctionDef) -> None:
     if len(node.decorator_list) > 1:
         names = ", ".join("@" + ast.unparse(one) for one in node.decorator_list)
         raise FunctionSourceError(f"{node.name!r} has several decorators ({names}); {_ONLY_DECORATOR}")
 
 
-def _refuse_outside_names(function: Any, source: str, name: str) -> None:
+def _refuse_outside_names(function: Any, node: ast.FunctionDef | ast.Lambda, source: str, name: str) -> None:
     # Its own name is there: what recurses finds itself.
     free = tuple(one for one in function.__code__.co_freevars if one != name)
     if free:
@@ -157,9 +173,15 @@ def _refuse_outside_names(function: Any, source: str, name: str) -> None:
     outside = [one for one in outside if one not in ("__name__", "__file__", "__builtins__", "__doc__")]
     if outside:
         reasons = []
+        in_defaults = _names_in_defaults(node.args)
         for one in outside:
             value = function.__globals__.get(one)
-            if inspect.ismodule(value):
+            if one in in_defaults:
+                reasons.append(
+                    f"{one!r} (the default value of {in_defaults[one]!r} is evaluated in the worker; use a literal, or "
+                    "None and set it inside)"
+                )
+            elif inspect.ismodule(value):
                 hint = f"import {value.__name__}" + (f" as {one}" if value.__name__ != one else "")
                 reasons.append(f"{one!r} (write `{hint}` inside the function)")
             elif one in function.__globals__ and (inspect.isclass(value) or inspect.isroutine(value)):
@@ -172,6 +194,22 @@ def _refuse_outside_names(function: Any, source: str, name: str) -> None:
             f"{function.__qualname__!r} uses module-level names that will not exist in the worker, where only the "
             f"function's own text runs: {', '.join(reasons)}"
         )
+
+
+def _names_in_defaults(arguments: ast.arguments) -> dict[str, str]:
+    """The names that default values use, each with the parameter that it is for."""
+    positional = [*arguments.posonlyargs, *arguments.args]
+    pairs = [
+        *zip(reversed(positional), reversed(arguments.defaults), strict=False),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return {
+        part.id: parameter.arg
+        for parameter, default in pairs
+        if default is not None
+        for part in ast.walk(default)
+        if isinstance(part, ast.Name)
+    }
 
 
 def _listed(names: tuple[str, ...]) -> str:
