@@ -50,16 +50,31 @@ def describe_function(function: Callable[..., Any]) -> Dict[str, Any]:
         text = _signature_text(signature)
     except Exception:  # some built-in functions have none, and the text holds the repr of the defaults
         return {"signature": "(...)", "doc": inspect.getdoc(function) or "", "parameters": {"type": "object"}}
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:
-        # A name that exists only for type checkers: the other annotations are lost too, the names are not.
-        hints = {}
     return {
         "signature": text,
         "doc": inspect.getdoc(function) or "",
-        "parameters": parameters_schema(signature, hints),
+        "parameters": parameters_schema(signature, _hints_of(function)),
     }
+
+
+def _hints_of(function: Callable[..., Any]) -> Dict[str, Any]:
+    """The annotations that can be evaluated, each by itself: one may name what only type checkers know."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:
+        pass
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    hints: Dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+
+        def one() -> None: ...
+
+        one.__annotations__ = {name: annotation}
+        try:
+            hints.update(typing.get_type_hints(one, names, include_extras=True))
+        except Exception:  # noqa: S112
+            continue  # this one admits anything
+    return hints
 
 
 def _signature_text(signature: inspect.Signature) -> str:

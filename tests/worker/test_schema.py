@@ -232,3 +232,12 @@ def test_methods_leave_self_out() -> None:
     assert list(describe_function(Callable().method)["parameters"]["properties"]) == ["y"]
     assert list(describe_function(Callable())["parameters"]["properties"]) == ["x"]
     assert describe_function(with_unshowable_default)["doc"] == "Documented all the same."
+
+
+def test_one_annotation_that_cannot_be_evaluated() -> None:
+    """It alone admits anything; the others keep their schema."""
+
+    def function(a: int, b: Nowhere, *rest: str, c: Elsewhere.Too = None) -> NotHere: ...  # type: ignore[name-defined]  # noqa: F821
+
+    properties = describe_function(function)["parameters"]["properties"]
+    assert properties == {"a": INTEGER, "b": {}, "rest": {"type": "array", "items": TEXT}, "c": {"default": None}}
