@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import itertools
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -424,3 +426,19 @@ def test_a_call_that_blocks_the_loop_of_an_earlier_one_is_an_error(tmp_path: Pat
         assert wait_for(str(go)) == str(go)
 
     asyncio.run(main())
+
+
+def test_what_holds_a_worker_is_not_pickled(tmp_path: Path) -> None:
+    """Neither a function, nor one of a service, nor a service; they are not copied either."""
+
+    @atoll.function
+    def f() -> int:
+        return 1
+
+    file = tmp_path / "service.py"
+    file.write_text("from atoll_worker import expose\n@expose\ndef g(): ...\n")
+    service = atoll.Service(file)
+    for thing in (f, f.options(timeout=5), service, service.function("g")):
+        for refused in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match=r"holds a worker of this process.*define it where it is used"):
+                refused(thing)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..pool import Pool
 
@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from ..manifest import ServiceSpec
 
 
-class PoolOwner:
+class HoldsWorker:
+    """Base of what holds a worker of this process, and so can be neither pickled nor copied."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} holds a worker of this process, so it can be neither pickled nor copied; define it where it is "
+            "used, such as in the module that the other process imports"
+        )
+
+
+class PoolOwner(HoldsWorker):
     """Base of ``Function`` and ``Service``."""
 
     _pool: Pool

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 
 from ..errors import ManifestError
 from ..pool import Pool
+from .owner import HoldsWorker
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -37,7 +38,7 @@ class _OfTwo(Protocol[A_contra, B_contra, R]):
 _AHEAD = 4
 
 
-class RemoteFunction(Generic[P, R]):
+class RemoteFunction(HoldsWorker, Generic[P, R]):
     """A function that runs in a worker. Call it like a local one.
 
     What it raises there is raised here: see ``atoll.RemoteError``. Also ``WorkerDied``, ``WorkerStartError``,
