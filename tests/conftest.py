@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from atoll_worker import registry
 
 pytest_plugins = ["leaks"]
