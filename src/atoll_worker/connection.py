@@ -52,6 +52,7 @@ _MANY_POLLS = range(50)
 _FEW_POLLS = range(2)
 _YIELDS = range(60)
 _NONE = range(0)
+_TOGETHER = 16
 
 # Milliseconds of the first sleeps; the last one repeats. Each ends with another look at the slot.
 _NAPS = (10, 100, 1000)
@@ -94,6 +95,9 @@ class Connection:
         self.spin = spin
         self.asleep_for = 0.0  # seconds that the last wait slept; 0.0 if it did not go that far
         self.on_idle: Optional[Callable[[], None]] = None  # called once, when a sleep without deadline gets long
+        # Called when both ends have shared one processor for some calls in a row.
+        self.on_together: Optional[Callable[[], None]] = None
+        self._together = 0
         self._reader = FrameReader()
         self._poller = select.poll()
         self._poller.register(sock.fileno(), select.POLLIN)
@@ -443,8 +447,13 @@ class Connection:
         running; what took several did not. The scheduler may put two that talk on one processor at any time."""
         if yields == 1:
             self._polls = _FEW_POLLS
+            self._together += 1
+            if self._together == _TOGETHER and self.on_together is not None:
+                self._together = 0
+                self.on_together()
         elif yields > 2:
             self._polls = _MANY_POLLS
+            self._together = 0
 
     def receive_call(self) -> Reply:
         """Server: wait for the next CALL; as ``receive``, but quicker.

@@ -17,7 +17,7 @@ from atoll_worker.values import Decoder, Encoder
 
 from ..environments import Environment, check_drift
 from ..errors import ProtocolError, WorkerDied, WorkerStartError
-from ..processes import WorkerProcess, start_process
+from ..processes import Mover, WorkerProcess, start_process
 
 # Seconds for a process that closed its connection to be seen to have ended; else it is ended.
 _END_GRACE = 1.0
@@ -79,6 +79,7 @@ class Worker:
             "client",
             spin=os.environ.get("ATOLL_SPIN", "1") != "0",
         )
+        self.connection.on_together = Mover(self.process.pid)
         try:
             self._greet(deadline)
         except BaseException:

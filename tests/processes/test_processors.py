@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving a worker to another processor changes where it runs, never where it may run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from atoll.processes import processors
+from atoll.processes.processors import Mover
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this machine has one processor to use")
+def test_a_move_leads_to_another_processor_and_leaves_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "_runnable", lambda: 1)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            allowed = os.sched_getaffinity(busy.pid)
+            masks: list[set[int]] = []
+            real = os.sched_setaffinity
+            monkeypatch.setattr(
+                os, "sched_setaffinity", lambda pid, mask: (masks.append(set(mask)), real(pid, mask))[1]
+            )
+            mover = Mover(busy.pid)
+            mover()
+            assert len(masks) == 2
+            assert len(masks[0]) == len(allowed) - 1
+            assert masks[1] == allowed == os.sched_getaffinity(busy.pid)
+            mover()
+            assert len(masks) == 2, "a second move so soon"
+        finally:
+            busy.kill()
+
+
+def test_nothing_is_moved_to_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "_runnable", lambda: 10_000)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, mask: pytest.fail("moved"))
+    Mover(os.getpid())()
+
+
+def test_a_worker_that_has_ended_is_no_error() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+        Mover(ended.pid)()
