@@ -47,8 +47,8 @@ class Mover:
 
 
 def _runnable() -> int:
-    """How many threads of this machine run, or would if they could: at most as many as there are processors, with two of
-    them on one, means that one processor has nothing to do."""
+    """How many threads of this machine run, or would if they could: at most as many as there are processors, with two
+    of them on one, means that one processor has nothing to do."""
     with open("/proc/loadavg", "rb") as file:
         return int(file.read().split()[3].partition(b"/")[0])
 
