@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .wire import Bytes
 
-# Buffers below this stay inside the payload: a buffer of its own costs more than copying this much.
+# Buffers below this stay inside the payload, which then fits a slot. A first guess, not chosen by a benchmark.
 INLINE_BUFFER = 8192
 
 _STACK_GLOBAL = b"\x93"
