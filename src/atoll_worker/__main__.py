@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry of a worker process: ``python -I .../atoll_worker/__main__.py DATA CONTROL LIFELINE LANE SPIN``.
+"""Entry of a worker process: ``python -I .../atoll_worker/__main__.py CONTROL LIFELINE SPIN DATA:LANE ...``.
 
 Loads this package by its place on disk, because the folder around it may be the host's site-packages, which must
 not be on a worker's ``sys.path``, not even for the length of one import. Kept small: it is compiled at every start.

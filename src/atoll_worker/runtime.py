@@ -35,9 +35,14 @@ _CALL_LABELS = (("args", 1), ("kwargs", 2))
 
 
 def main(argv: List[str]) -> None:
-    """Run a worker. ``argv``: descriptors of the data connection, control connection, lifeline and lane (-1 for
-    none), and whether to spin."""
-    data_fd, control_fd, lifeline_fd, lane_fd = (_out_of_reach(int(text)) for text in argv[:4])
+    """Run a worker.
+
+    ``argv``: descriptors of the control connection and the lifeline, whether to spin (``1`` or ``0``), then
+    ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1 for none).
+    """
+    control_fd, lifeline_fd = (_out_of_reach(int(text)) for text in argv[:2])
+    pairs = [[_out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[3:]]
+    data_fd, lane_fd = pairs[0]
     lifeline.hold(lifeline_fd)
     _take_own_folder_off_path()
     for stream in (sys.stdout, sys.stderr):
@@ -48,7 +53,7 @@ def main(argv: List[str]) -> None:
     if lane_fd >= 0:
         lane = Lane(lane_fd, is_host=False)
         os.close(lane_fd)
-    connection = Connection(socket(AF_UNIX, SOCK_STREAM, 0, fileno=data_fd), lane, "server", spin=argv[4] == "1")
+    connection = Connection(socket(AF_UNIX, SOCK_STREAM, 0, fileno=data_fd), lane, "server", spin=argv[2] == "1")
     connection.on_idle = _when_idle
     worker = Runtime(connection, control)
     try:

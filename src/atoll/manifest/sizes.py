@@ -28,8 +28,8 @@ def parse_size(value: int | str) -> int:
     """An amount of memory in bytes.
 
     Args:
-        value: a number of bytes, or a number with a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers
-            of 1024), in upper or lower case. A fraction is fine with a unit: ``"1.5GB"``.
+        value: a number of bytes, or a number with a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB
+            (powers of 1024), in upper or lower case. A fraction is fine with a unit: ``"1.5GB"``.
 
     Raises:
         ValueError: it is anything else, or not greater than zero; the message names what is expected.

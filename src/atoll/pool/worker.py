@@ -73,9 +73,10 @@ class Worker:
             raise WorkerStartError(
                 f"no worker of service {plan.service!r} can be started with {plan.environment.python}: {error}"
             ) from error
+        data = self.process.connections[0]
         self.connection = Connection(
-            self.process.data,
-            self.process.lane,
+            data.sock,
+            data.lane,
             "client",
             spin=os.environ.get("ATOLL_SPIN", "1") != "0",
         )
@@ -174,7 +175,7 @@ class Worker:
     def hang_up(self) -> None:
         """Let the worker end in order: it tears the service down and exits."""
         with contextlib.suppress(OSError):
-            self.process.data.shutdown(socket.SHUT_RDWR)
+            self.process.connections[0].sock.shutdown(socket.SHUT_RDWR)
 
     def stop(self, grace: float) -> None:
         """``hang_up``, wait at most ``grace`` seconds, then end the whole tree."""

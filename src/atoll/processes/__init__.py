@@ -6,8 +6,8 @@ What belongs here: everything that knows what a process is. What does not: what 
 
 from __future__ import annotations
 
-from .process import WorkerProcess, start_process
+from .process import DataConnection, WorkerProcess, start_process
 from .processors import Mover
 from .warden import warden
 
-__all__ = ["Mover", "WorkerProcess", "start_process", "warden"]
+__all__ = ["DataConnection", "Mover", "WorkerProcess", "start_process", "warden"]

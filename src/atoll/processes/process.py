@@ -14,6 +14,7 @@ import subprocess
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import atoll_worker
 from atoll_worker import lane as lane_module
@@ -31,13 +32,20 @@ _LAST_WORDS = 0.5
 _alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
+class DataConnection(NamedTuple):
+    """The host's end of one data connection of a worker: its socket, and the fast lane beside it, if there is one."""
+
+    sock: socket.socket
+    lane: Lane | None
+
+
 class WorkerProcess:
     """A worker process, from the moment it was spawned.
 
     Attributes:
         pid: its process id, and that of the process group it leads.
-        data, control: the host's ends of its two connections.
-        lane: the fast lane beside ``data``, or None.
+        connections: the host's ends of its data connections; one at least.
+        control: the host's end of its control connection.
         exited: set once it has ended and was reaped.
         exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
     """
@@ -45,16 +53,14 @@ class WorkerProcess:
     def __init__(
         self,
         pid: int,
-        data: socket.socket,
+        connections: Sequence[DataConnection],
         control: socket.socket,
         lifeline: int,
-        lane: Lane | None,
         streams: Sequence[Stream],
     ) -> None:
         self.pid = pid
-        self.data = data
+        self.connections = connections
         self.control = control
-        self.lane = lane
         self.exited = threading.Event()
         self.has_exited = False  # as `exited.is_set()`, at a tenth of its price
         self.exit_code: int | None = None
@@ -83,7 +89,7 @@ class WorkerProcess:
             self.exit_code = status
         os.close(self._lifeline)
         # A descendant may still hold the other ends: callers must not wait for it.
-        for sock in (self.data, self.control):
+        for sock in (*(one.sock for one in self.connections), self.control):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             if self._abandoned:
@@ -133,20 +139,27 @@ class WorkerProcess:
         alive for as long as this child lives."""
         with contextlib.suppress(OSError):
             os.close(self._lifeline)
-        self.data.close()
-        self.control.close()
+        for sock in (*(one.sock for one in self.connections), self.control):
+            sock.close()
 
 
 def start_process(
-    python: str, service: str, environ: Mapping[str, str], *, use_lane: bool = True, spin: bool = True
+    python: str,
+    service: str,
+    environ: Mapping[str, str],
+    *,
+    connections: int = 1,
+    use_lane: bool = True,
+    spin: bool = True,
 ) -> WorkerProcess:
-    """Spawn a worker process; it greets over ``data`` when it is up.
+    """Spawn a worker process; it greets over its first data connection when it is up.
 
     Args:
         python: absolute path of the interpreter.
         service: name of the service, for the log.
         environ: the whole environment of the process.
-        use_lane: give it a fast lane, where there can be one.
+        connections: how many data connections it gets, one for each call that it may answer at a time.
+        use_lane: give each a fast lane, where there can be one.
         spin: let it poll before it sleeps.
 
     Raises:
@@ -158,25 +171,31 @@ def start_process(
         while (filler := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
             theirs.callback(os.close, filler)
         os.close(filler)
-        data, worker_data = socket.socketpair()
         control, worker_control = socket.socketpair()
-        for sock in (data, control):
-            ours.callback(sock.close)
-        for sock in (worker_data, worker_control):
-            theirs.callback(sock.close)
+        ours.callback(control.close)
+        theirs.callback(worker_control.close)
         pipes = [os.pipe() for _ in range(3)]
         (lifeline_read, lifeline), (out_read, out_write), (err_read, err_write) = pipes
         for fd in (lifeline, out_read, err_read):
             ours.callback(os.close, fd)
         for fd in (lifeline_read, out_write, err_write):
             theirs.callback(os.close, fd)
-        lane, lane_fd = None, -1
-        if use_lane and lane_module.available():
-            lane_fd = lane_module.create()
-            theirs.callback(os.close, lane_fd)
-            lane = Lane(lane_fd, is_host=True)
-        passed = [worker_data.fileno(), worker_control.fileno(), lifeline_read, lane_fd]
+        passed = [worker_control.fileno(), lifeline_read]
         command = [python, "-I", _ENTRY, *map(str, passed), "1" if spin else "0"]
+        data: list[DataConnection] = []
+        for _ in range(connections):
+            sock, worker_sock = socket.socketpair()
+            ours.callback(sock.close)
+            theirs.callback(worker_sock.close)
+            passed.append(worker_sock.fileno())
+            lane, lane_fd = None, -1
+            if use_lane and lane_module.available():
+                lane_fd = lane_module.create()
+                theirs.callback(os.close, lane_fd)
+                lane = Lane(lane_fd, is_host=True)
+                passed.append(lane_fd)
+            data.append(DataConnection(sock, lane))
+            command.append(f"{worker_sock.fileno()}:{lane_fd}")
 
         def spawn() -> WorkerProcess:
             child = subprocess.Popen(
@@ -184,7 +203,7 @@ def start_process(
                 stdin=subprocess.DEVNULL,
                 stdout=out_write,
                 stderr=err_write,
-                pass_fds=[fd for fd in passed if fd >= 0],
+                pass_fds=passed,
                 env=dict(environ),
                 start_new_session=True,
             )
@@ -193,7 +212,7 @@ def start_process(
             streams = [
                 Stream(fd, service, child.pid, name) for fd, name in ((out_read, "stdout"), (err_read, "stderr"))
             ]
-            process = WorkerProcess(child.pid, data, control, lifeline, lane, streams)
+            process = WorkerProcess(child.pid, data, control, lifeline, streams)
             warden().watch(process)
             return process
 
