@@ -14,6 +14,7 @@ from .doctor import doctor
 from .env import env
 from .manifest import manifest
 from .output import print_error
+from .stacks import stacks
 
 app = typer.Typer(
     name="atoll",
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(env, name="env")
 app.add_typer(manifest, name="manifest")
 app.command()(doctor)
+app.command()(stacks)
 
 
 def _version(wanted: bool) -> None:

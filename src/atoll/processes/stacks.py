@@ -81,7 +81,7 @@ def short_stacks(pid: int, *, timeout: float = 0.2, native_timeout: float = 1.0,
         python, native = stacks(pid, timeout=timeout, native_timeout=native_timeout)
     except (WorkerError, OSError):
         return Stacks("", "")
-    return Stacks(shorten(_without_own_threads(python), lines), shorten(native, lines))
+    return Stacks(shorten(without_own_threads(python), lines), shorten(native, lines))
 
 
 def python_stacks(pid: int, timeout: float = 0.5) -> str:
@@ -257,8 +257,8 @@ def _opened(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _ask(pid: int, process: int, file: int, deadline: float) -> str:
-    if not _lock(file, deadline):
-        return ""
+    if _state(pid) == "T" or not _lock(file, deadline):
+        return ""  # stopped: it would write once it runs on, when nobody reads it any more
     status = _status(f"/proc/{pid}/status")
     # Asked before and not answered yet: a stopped process. It would write as often as it was asked.
     pending = _mask(status, "ShdPnd")
@@ -322,7 +322,7 @@ def _blocking(pid: int) -> set[str]:
 _CONTROL_THREAD = re.compile(r'^  File ".*atoll_worker/control\.py", line \d+ in _serve$')
 
 
-def _without_own_threads(text: str) -> str:
+def without_own_threads(text: str) -> str:
     """Less the thread that atoll itself runs in a worker."""
     threads = re.split(r"\n(?=\S)", text)
     return "\n".join(one for one in threads if not _CONTROL_THREAD.match(one.rstrip().rpartition("\n")[2]))
@@ -339,8 +339,7 @@ def _run_tool(command: list[str], pid: int, timeout: float, frames: _Frames) -> 
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             env=environ,
             timeout=timeout,
             check=False,
