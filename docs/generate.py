@@ -23,7 +23,7 @@ _MADE_BY_USERS = {"Service"}
 SECTIONS: list[tuple[str, Any, list[str]]] = [
     ("Calling", atoll, ["function", "Function", "RemoteFunction", "Service", "FunctionInfo", "shutdown"]),
     ("Values", atoll, ["register"]),
-    ("Manifests", atoll, ["ServiceSpec"]),
+    ("Manifests", atoll, ["ServiceSpec", "Restart", "Breaker", "Recycle", "Sandbox"]),
     ("Inside a worker", atoll_worker, ["expose", "Service", "register"]),
 ]
 

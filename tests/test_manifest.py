@@ -307,6 +307,58 @@ def test_an_environment_given_later_replaces_packages_named_earlier(tmp_path: Pa
         ("lock: nowhere\n", "key lock: found 'nowhere', expected the path of a lock file"),
         ("name: a/b\n", "key name: found 'a/b', expected text without slashes"),
         ("name: ''\n", "key name: found ''"),
+        ("workers: 0\n", "key workers: found 0 (a number), expected a whole number from 1"),
+        ("workers: 1.5\n", "key workers: found 1.5 (a number), expected a whole number from 1"),
+        ("workers: true\n", "key workers: found True (true or false), expected a whole number from 1"),
+        ("workers:\n", "key workers: found None, expected a value (leave the key out for its default)"),
+        ("concurrency: two\n", "key concurrency: found 'two', expected a whole number from 1"),
+        ("max-queue: -1\n", "key max-queue: found -1 (a number), expected a whole number from 0"),
+        (
+            "health_interval: 0\n",
+            "key health_interval: found 0 (a number), expected a number of seconds above 0, or no",
+        ),
+        ("preload: numpy\n", "key preload: found 'numpy', expected a list of module names"),
+        ("preload: [a.b, a-b]\n", "key preload[1]: found 'a-b', expected the name of a module"),
+        ("memory: 2G\n", "key memory: found '2G', expected a number of bytes greater than zero, or text such as"),
+        ("memory: 0\n", "key memory: found 0 (a number), expected a number of bytes"),
+        ("cpus: .inf\n", "key cpus: found inf (a number), expected a number of processors above 0"),
+        ("nice: 20\n", "key nice: found 20 (a number), expected a whole number from -20 to 19"),
+        ("open_files: 15\n", "key open_files: found 15 (a number), expected a whole number from 16"),
+        (
+            "restart: always\n",
+            "key restart: found 'always', expected a mapping with backoff, backoff_max, max_restarts",
+        ),
+        (
+            "restart: {backof: 1}\n",
+            "key restart.backof: there is no such key; did you mean backoff? (there are: backoff,",
+        ),
+        ("restart: {backoff-max: 1}\n", "key restart.backoff-max: there is no such key; did you mean backoff_max?"),
+        ("restart: {1: 1}\n", "key restart.1: there is no such key (there are: backoff,"),
+        (
+            "restart: {backoff: .nan}\n",
+            "key restart.backoff: found nan (a number), expected a number of seconds from 0",
+        ),
+        ("restart: {window: .inf}\n", "key restart.window: found inf (a number), expected a number of seconds above 0"),
+        (
+            "restart: {max_restarts: -1}\n",
+            "key restart.max_restarts: found -1 (a number), expected a whole number from 0",
+        ),
+        ("restart: {backoff: 40}\n", "key restart.backoff: found 40.0 (a number), expected at most backoff_max, which"),
+        (
+            "restart: {backoff_max: 0.01}\n",
+            "key restart.backoff_max: found 0.01 (a number), expected at least backoff, w",
+        ),
+        ("breaker: {failures: 0}\n", "key breaker.failures: found 0 (a number), expected a whole number from 1"),
+        ("breaker: {cooldown: soon}\n", "key breaker.cooldown: found 'soon', expected a number of seconds above 0"),
+        ("recycle: {memory_growth: 5x}\n", "key recycle.memory_growth: found '5x', expected a number of bytes"),
+        (
+            "recycle: {age: 0}\n",
+            "key recycle.age: found 0 (a number), expected a number of seconds above 0, or nothing",
+        ),
+        ("sandbox: true\n", "key sandbox: found True (true or false), expected a mapping with network, read, write"),
+        ("sandbox: {network: yes please}\n", "key sandbox.network: found 'yes please', expected true or false"),
+        ("sandbox: {read: /data}\n", "key sandbox.read: found '/data', expected a list of files and folders"),
+        ("sandbox: {write: ['']}\n", "key sandbox.write[0]: found '', expected the path of a file or folder"),
         ("when: 2024-99-99\n", "month must be in 1..12"),
         ("[" * 2000, "nested too deeply"),
     ],
@@ -392,7 +444,10 @@ def test_a_function_has_no_file() -> None:
     [
         ({"timeout": "x"}, "option timeout of atoll.function: found 'x', expected a number of seconds above 0"),
         ({"timeout": math.nan}, "option timeout of atoll.function: found nan"),
-        ({"timeut": 3}, "(there are: name, dependencies, python, environment, env_vars, start_timeout, timeout)"),
+        (
+            {"timeut": 3},
+            "(there are: name, dependencies, python, environment, env_vars, start_timeout, timeout, workers,",
+        ),
         ({"python": 3.12}, "found 3.12 (a number), expected a version"),
         ({"python": 3.12}, ', in quotes: "3.12"'),
         ({"python": 3.1}, ', in quotes: "3.1" (or "3.10": without quotes they are the same number)'),
@@ -401,12 +456,124 @@ def test_a_function_has_no_file() -> None:
         ({"dependencies": "six"}, "option dependencies of atoll.function: found 'six', expected a list"),
         ({"entry": "x"}, "option entry of atoll.function"),
         ({"env_vars": {"A": 1}}, "option env_vars['A'] of atoll.function: found 1 (a number)"),
+        ({"restart": atoll.Restart(backoff=-1)}, "option restart.backoff of atoll.function: found -1 (a number)"),
+        ({"breaker": atoll.Restart()}, "option breaker of atoll.function: found Restart("),
+        ({"breaker": atoll.Restart()}, "expected a mapping with failures, cooldown (or atoll.Breaker)"),
+        ({"restart": {1: 1}}, "option restart.1 of atoll.function: there is no such key"),
         ({"dependencies": [object()]}, "option dependencies[0] of atoll.function: found <object"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ManifestError, match=re.escape(expected)):
         function_spec("mean", **options)
+
+
+SUPERVISION = """\
+workers: 4
+concurrency: 2
+max-queue: 100
+restart: {backoff: 0.5, max_restarts: 3}
+breaker: {cooldown: 2}
+recycle: {calls: 10, memory_growth: 500MB}
+health_interval:
+preload: [numpy, scipy.linalg]
+memory: 2GiB
+cpus: 0.5
+nice: 5
+open_files: 64
+sandbox: {read: [data, /srv], write: [~/out]}
+"""
+
+
+def supervised(spec: ServiceSpec) -> None:
+    assert (spec.workers, spec.concurrency, spec.max_queue) == (4, 2, 100)
+    assert spec.restart == atoll.Restart(backoff=0.5, max_restarts=3)
+    assert spec.breaker == atoll.Breaker(cooldown=2.0)
+    assert spec.recycle == atoll.Recycle(calls=10, memory_growth=500_000_000)
+    assert spec.health_interval is None
+    assert spec.preload == ("numpy", "scipy.linalg")
+    assert (spec.memory, spec.cpus, spec.nice, spec.open_files) == (2 * 1024**3, 0.5, 5, 64)
+
+
+def test_supervision_in_a_manifest(tmp_path: Path) -> None:
+    service(tmp_path, SUPERVISION)
+    spec = load_spec(tmp_path)
+    supervised(spec)
+    assert spec.sandbox == atoll.Sandbox(read=(f"{tmp_path}/data", "/srv"), write=(str(Path("~/out").expanduser()),))
+
+
+def test_supervision_in_a_header(tmp_path: Path) -> None:
+    header = """\
+# /// script
+# [tool.atoll]
+# workers = 4
+# concurrency = 2
+# max-queue = 100
+# preload = ["numpy", "scipy.linalg"]
+# memory = "2GiB"
+# cpus = 0.5
+# nice = 5
+# open_files = 64
+# restart = {backoff = 0.5, max_restarts = 3}
+# [tool.atoll.breaker]
+# cooldown = 2
+# [tool.atoll.recycle]
+# calls = 10
+# memory_growth = "500MB"
+# [tool.atoll.sandbox]
+# network = true
+# read = ["data"]
+# ///
+"""
+    file = write(tmp_path / "vision.py", header)
+    spec = load_spec(file, health_interval=None)
+    supervised(spec)
+    assert spec.sandbox == atoll.Sandbox(network=True, read=(f"{tmp_path}/data",))
+    write(file, header.replace("calls = 10", "calls = 0"))
+    assert f"{file}: key [tool.atoll] recycle.calls: found 0 (a number), expected a whole number from 1" in refusal(
+        file
+    )
+    write(file, header.replace("network =", "netwerk ="))
+    assert "key [tool.atoll] sandbox.netwerk: there is no such key; did you mean network?" in refusal(file)
+
+
+def test_supervision_by_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {
+        "workers": 4,
+        "concurrency": 2,
+        "max_queue": 100,
+        "restart": atoll.Restart(backoff=0.5, max_restarts=3),
+        "breaker": {"cooldown": 2},
+        "recycle": atoll.Recycle(calls=10, memory_growth="500MB"),
+        "health_interval": None,
+        "preload": ("numpy", "scipy.linalg"),
+        "memory": "2GiB",
+        "cpus": 0.5,
+        "nice": 5,
+        "open_files": 64,
+        "sandbox": atoll.Sandbox(read=(Path("data"),)),  # type: ignore[arg-type] # taken, as everywhere a path is
+    }
+    for spec in (
+        load_spec("some.module", **options),
+        atoll.Service("some.module", **options).spec,
+        atoll.function(**options)(lambda: 1).spec,
+    ):
+        supervised(spec)
+        assert spec.sandbox == atoll.Sandbox(read=(f"{tmp_path}/data",))
+
+
+def test_without_supervision_options_the_source_says_all(tmp_path: Path) -> None:
+    service(tmp_path, "health_interval: 3\nworkers: 2\n")
+    assert atoll.Service(tmp_path).spec.health_interval == 3.0
+    assert atoll.Service(tmp_path).spec.workers == 2
+    assert atoll.Service(tmp_path, health_interval=None).spec.health_interval is None
+    assert atoll.Service(tmp_path, health_interval=1).spec.health_interval == 1.0
+
+
+def test_an_option_that_holds_several_values_replaces_the_sources_as_a_whole(tmp_path: Path) -> None:
+    service(tmp_path, "restart: {backoff: 3}\n")
+    assert load_spec(tmp_path, restart={"window": 5}).restart == atoll.Restart(window=5.0)
 
 
 @given(st.sampled_from([key for key in FIELDS if key != "entry"]), st.recursive(
@@ -436,7 +603,25 @@ def test_the_schema_says_what_the_reader_does(tmp_path: Path) -> None:
     assert all(one.get("description") for one in schema["properties"].values())
     validator = jsonschema.Draft202012Validator(schema)
     good = [{}, {"port": 1}, {"dependencies": ["six", {"service": "db"}]}, {"timeout": None, "python": "3.12"}]
+    good += [
+        {"workers": 3, "restart": {"backoff": 0.5}, "breaker": {}, "recycle": {"memory_growth": "5MB"}},
+        {"memory": "2GB", "sandbox": {"read": ["/x"]}, "health_interval": None, "recycle": {"memory_growth": 5}},
+        {"memory": 5, "sandbox": None, "nice": -20, "recycle": {"age": None}},
+    ]
     bad = [{"timeout": "x"}, {"timeout": 0}, {"python": 3.12}, {"dependencies": "six"}, {"env_vars": {"A": 1}}]
+    bad += [
+        {"workers": 0},
+        {"restart": {"backof": 1}},
+        {"restart": "always"},
+        {"recycle": {"calls": 0}},
+        {"memory": 0},
+        {"memory": 1.5},
+        {"nice": 20},
+        {"sandbox": {"read": "/x"}},
+        {"sandbox": True},
+        {"preload": "numpy"},
+        {"open_files": 3},
+    ]
     assert [one for one in good if not validator.is_valid(one)] == []
     assert [one for one in bad if validator.is_valid(one)] == []
     for index, manifest in enumerate([*good, *bad]):

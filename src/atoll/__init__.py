@@ -55,12 +55,13 @@ from .errors import (
 from .pool.pool import shutdown
 
 if _TYPE_CHECKING:
-    from .manifest import ServiceSpec
+    from .manifest import Breaker, Recycle, Restart, Sandbox, ServiceSpec
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AtollError",
+    "Breaker",
     "BuildError",
     "CallTimeout",
     "DecodeError",
@@ -76,10 +77,13 @@ __all__ = [
     "ManifestError",
     "OfflineError",
     "ProtocolError",
+    "Recycle",
     "RemoteError",
     "RemoteFunction",
     "RemoteProtocolError",
     "ResolutionError",
+    "Restart",
+    "Sandbox",
     "Service",
     "ServiceClosed",
     "ServiceSpec",
@@ -95,10 +99,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    if name == "ServiceSpec":  # brings msgspec, which takes longer to import than all the rest
-        from .manifest import ServiceSpec
+    if name in ("Breaker", "Recycle", "Restart", "Sandbox", "ServiceSpec"):
+        from . import manifest  # these bring msgspec, which takes longer to import than all the rest
 
-        return ServiceSpec
+        return getattr(manifest, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

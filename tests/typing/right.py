@@ -68,6 +68,24 @@ with atoll.Service("services/vision.py", timeout=3, env_vars={"A": "b"}) as visi
     assert_type(vision.functions["detect"].signature, str)
     assert_type(vision.spec.dependencies, tuple[str, ...])
 atoll.Service(Path("services"), name="n", environment=Path("venv"))
+atoll.Service(
+    "services",
+    workers=2,
+    restart=atoll.Restart(backoff=1),
+    breaker={"failures": 3},
+    recycle=atoll.Recycle(memory_growth="500MB"),
+    health_interval=None,
+    memory="2GB",
+    sandbox=atoll.Sandbox(read=("/data",)),
+)
+
+
+@atoll.function(workers=2, restart=atoll.Restart(window=3), health_interval=None, preload=["numpy"], cpus=1)
+def supervised(x: int) -> int:
+    return x
+
+
+assert_type(supervised(1), int)
 
 
 @expose

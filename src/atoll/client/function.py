@@ -14,7 +14,7 @@ from .owner import PoolOwner
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
-    from ..manifest import ServiceSpec
+    from ..manifest import Breaker, Recycle, Restart, Sandbox, ServiceSpec
     from ..pool.worker import WorkerPlan
     from .source import FunctionSource
 
@@ -57,6 +57,19 @@ def function(
     env_vars: Mapping[str, str] | None = None,
     start_timeout: float = 60.0,
     timeout: float | None = None,
+    workers: int = 1,
+    concurrency: int = 1,
+    max_queue: int = 100_000,
+    restart: Restart | Mapping[str, Any] | None = None,
+    breaker: Breaker | Mapping[str, Any] | None = None,
+    recycle: Recycle | Mapping[str, Any] | None = None,
+    health_interval: float | None = 10.0,
+    preload: Sequence[str] = (),
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    nice: int | None = None,
+    open_files: int | None = None,
+    sandbox: Sandbox | Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[P, R]], Function[P, R]]: ...
 def function(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Run a function in a process of its own, with its own packages and interpreter.
@@ -74,6 +87,19 @@ def function(function: Callable[..., Any] | None = None, /, **options: Any) -> A
         env_vars: environment variables to set for the worker.
         start_timeout: seconds a worker may take until it is ready; building the environment does not count.
         timeout: seconds a call may take; None for no limit.
+        workers: processes that run the function, each with a copy of what it loads.
+        concurrency: calls that one worker runs at the same time, on threads.
+        max_queue: calls that may wait for a worker; one more is refused at once.
+        restart: how a worker that ended unexpectedly is replaced: an ``atoll.Restart``, or a mapping of its fields.
+        breaker: when to stop starting workers that only fail: an ``atoll.Breaker``, or a mapping of its fields.
+        recycle: when to replace a worker that works: an ``atoll.Recycle``, or a mapping of its fields.
+        health_interval: seconds between two looks whether a worker still answers; None for none.
+        preload: modules to import once, in a process that new workers are forked from.
+        memory: how much a worker may use: bytes, or text such as ``"2GB"`` or ``"512MiB"``; None for no limit.
+        cpus: processors a worker may use, such as 0.5 or 2; None for no limit.
+        nice: scheduling priority of a worker, from -20 (first) to 19 (last); None for this process's own.
+        open_files: files and sockets a worker may have open at the same time; None for this process's own limit.
+        sandbox: what a worker may reach, an ``atoll.Sandbox`` or a mapping of its fields; None for no sandbox.
 
     Raises:
         FunctionSourceError: the function cannot be shipped; the message names why.
@@ -88,6 +114,7 @@ def _make(local: Callable[..., Any], options: dict[str, Any]) -> Function[..., A
     from .source import source_of  # brings ast and inspect
 
     source = source_of(local)
-    given = {key: value for key, value in options.items() if value is not None}
+    # Only for health_interval does None differ from the default: no looks at all.
+    given = {key: value for key, value in options.items() if value is not None or key == "health_interval"}
     name = given.pop("name", source.name if local.__name__ == "<lambda>" else local.__name__)
     return Function(local, source, function_spec(name, **given))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..manifest import load_spec
@@ -14,6 +14,7 @@ from .owner import PoolOwner
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
+    from ..manifest import Breaker, Recycle, Restart, Sandbox
     from ..pool.worker import WorkerPlan
 
 
@@ -47,6 +48,19 @@ class Service(PoolOwner):
         env_vars: environment variables to set for the worker.
         start_timeout: seconds a worker may take until it is ready; building the environment does not count.
         timeout: seconds a call may take; None for no limit.
+        workers: processes that run the service, each with a copy of what it loads.
+        concurrency: calls that one worker runs at the same time, on threads.
+        max_queue: calls that may wait for a worker; one more is refused at once.
+        restart: how a worker that ended unexpectedly is replaced: an ``atoll.Restart``, or a mapping of its fields.
+        breaker: when to stop starting workers that only fail: an ``atoll.Breaker``, or a mapping of its fields.
+        recycle: when to replace a worker that works: an ``atoll.Recycle``, or a mapping of its fields.
+        health_interval: seconds between two looks whether a worker still answers; None for none.
+        preload: modules to import once, in a process that new workers are forked from.
+        memory: how much a worker may use: bytes, or text such as ``"2GB"`` or ``"512MiB"``; None for no limit.
+        cpus: processors a worker may use, such as 0.5 or 2; None for no limit.
+        nice: scheduling priority of a worker, from -20 (first) to 19 (last); None for this process's own.
+        open_files: files and sockets a worker may have open at the same time; None for this process's own limit.
+        sandbox: what a worker may reach, an ``atoll.Sandbox`` or a mapping of its fields; None for no sandbox.
 
     What is given here goes before what the source says.
 
@@ -65,6 +79,19 @@ class Service(PoolOwner):
         env_vars: Mapping[str, str] | None = None,
         start_timeout: float | None = None,
         timeout: float | None = None,
+        workers: int | None = None,
+        concurrency: int | None = None,
+        max_queue: int | None = None,
+        restart: Restart | Mapping[str, Any] | None = None,
+        breaker: Breaker | Mapping[str, Any] | None = None,
+        recycle: Recycle | Mapping[str, Any] | None = None,
+        health_interval: float | EllipsisType | None = ...,
+        preload: Sequence[str] | None = None,
+        memory: int | str | None = None,
+        cpus: float | None = None,
+        nice: int | None = None,
+        open_files: int | None = None,
+        sandbox: Sandbox | Mapping[str, Any] | None = None,
     ) -> None:
         options: dict[str, Any] = {
             "name": name,
@@ -74,8 +101,22 @@ class Service(PoolOwner):
             "env_vars": env_vars,
             "start_timeout": start_timeout,
             "timeout": timeout,
+            "workers": workers,
+            "concurrency": concurrency,
+            "max_queue": max_queue,
+            "restart": restart,
+            "breaker": breaker,
+            "recycle": recycle,
+            "preload": preload,
+            "memory": memory,
+            "cpus": cpus,
+            "nice": nice,
+            "open_files": open_files,
+            "sandbox": sandbox,
         }
         given = {key: value for key, value in options.items() if value is not None}
+        if health_interval is not ...:  # None is a value here: no looks at all
+            given["health_interval"] = health_interval
         self._spec = spec = load_spec(source, **given)
 
         def plan() -> WorkerPlan:

@@ -24,9 +24,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .options import Breaker, Recycle, Restart, Sandbox
     from .spec import ServiceSpec
 
-__all__ = ["ServiceSpec", "function_spec", "load_spec", "manifest_schema"]
+__all__ = ["Breaker", "Recycle", "Restart", "Sandbox", "ServiceSpec", "function_spec", "load_spec", "manifest_schema"]
 
 
 def load_spec(source: str | os.PathLike[str], **options: Any) -> ServiceSpec:
@@ -69,4 +70,8 @@ def __getattr__(name: str) -> Any:
         from .spec import ServiceSpec
 
         return ServiceSpec
+    if name in ("Breaker", "Recycle", "Restart", "Sandbox"):
+        from . import options
+
+        return getattr(options, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

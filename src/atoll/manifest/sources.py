@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ManifestError
 from .script_header import read_header
-from .spec import FIELDS, Place, ServiceSpec, check_value
+from .spec import FIELDS, NULLABLE, Place, ServiceSpec, check_value
 from .yaml_file import read_yaml
 
 MANIFEST_NAMES = ("service.yaml", "service.yml")
@@ -24,7 +24,28 @@ _PACKAGES = ("dependencies", "lock", "indexes", "find_links")
 
 
 # What the signatures of atoll.Service and @atoll.function have; the other fields are for manifests.
-DOCUMENTED = ("name", "dependencies", "python", "environment", "env_vars", "start_timeout", "timeout")
+DOCUMENTED = (
+    "name",
+    "dependencies",
+    "python",
+    "environment",
+    "env_vars",
+    "start_timeout",
+    "timeout",
+    "workers",
+    "concurrency",
+    "max_queue",
+    "restart",
+    "breaker",
+    "recycle",
+    "health_interval",
+    "preload",
+    "memory",
+    "cpus",
+    "nice",
+    "open_files",
+    "sandbox",
+)
 
 
 def mistyped(key: str) -> str | None:
@@ -156,7 +177,7 @@ def _layer(keys: dict[str, Any], place: Place) -> dict[str, Any]:
                 value = [one for one in value if one not in services]
         if field == "entry":
             values[field] = _entry(key, value, place)
-        elif value is not None or field in ("timeout", "python", "environment", "lock"):
+        elif value is not None or field in NULLABLE:
             values[field] = check_value(field, value, place.spelled(field, key))
         else:
             raise place.wrong(key, value, "a value (leave the key out for its default)")

@@ -7,6 +7,7 @@ exists is right. What does not belong here: reading files (``sources``, ``script
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -17,6 +18,9 @@ from msgspec import Meta
 from ..errors import ManifestError
 from ..python_versions import EXPECTED as _PYTHON_EXPECTED
 from ..python_versions import is_path, parse_python
+from .options import Breaker, Recycle, Restart, Sandbox
+from .sizes import EXPECTED as _SIZE_EXPECTED
+from .sizes import parse_size
 
 _Seconds = Annotated[float, Meta(gt=0)]
 
@@ -65,6 +69,44 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="A lock file (pinned requirements or pylock.toml) to install exactly as it is."),
     ] = None
+    workers: Annotated[
+        int, Meta(ge=1, description="Processes that run the service, each with a copy of what it loads.")
+    ] = 1
+    concurrency: Annotated[int, Meta(ge=1, description="Calls that one worker runs at the same time, on threads.")] = 1
+    max_queue: Annotated[
+        int, Meta(ge=0, description="Calls that may wait for a worker; one more is refused at once.")
+    ] = 100_000
+    restart: Annotated[Restart, Meta(description="How a worker that ended unexpectedly is replaced.")] = Restart()
+    breaker: Annotated[Breaker, Meta(description="When to stop starting workers that only fail.")] = Breaker()
+    recycle: Annotated[Recycle, Meta(description="When to replace a worker that works.")] = Recycle()
+    health_interval: Annotated[
+        _Seconds | None,
+        Meta(description="Seconds between two looks whether a worker still answers; null for none."),
+    ] = 10.0
+    preload: Annotated[
+        tuple[str, ...],
+        Meta(description="Modules to import once, in a process that new workers are forked from."),
+    ] = ()
+    memory: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description='Memory a worker may use: bytes, or text such as "2GB" or "512MiB"; null for no limit.'),
+    ] = None
+    cpus: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Processors a worker may use, such as 0.5 or 2; null for no limit."),
+    ] = None
+    nice: Annotated[
+        Annotated[int, Meta(ge=-20, le=19)] | None,
+        Meta(description="Scheduling priority of a worker, from -20 (first) to 19 (last); null for the host's own."),
+    ] = None
+    open_files: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(description="Files and sockets a worker may have open at the same time; null for the host's own limit."),
+    ] = None
+    sandbox: Annotated[
+        Sandbox | None,
+        Meta(description="What a worker may reach: nothing that is not named; null for no sandbox."),
+    ] = None
     extra: dict[str, Any] = {}
 
 
@@ -73,10 +115,26 @@ _DERIVED = ("folder", "extra")
 FIELDS: Mapping[str, Any] = {
     field.name: field.type for field in msgspec.structs.fields(ServiceSpec) if field.name not in _DERIVED
 }
+# Where "nothing" is a value of its own: no limit, none at all.
+NULLABLE = frozenset(
+    ("timeout", "python", "environment", "lock", "health_interval", "memory", "cpus", "nice", "open_files", "sandbox")
+)
+# The keys that hold several values, which are checked one by one.
+_TABLES: Mapping[str, type[msgspec.Struct]] = {
+    "restart": Restart,
+    "breaker": Breaker,
+    "recycle": Recycle,
+    "sandbox": Sandbox,
+}
+_TYPES: dict[str, Any] = {
+    **FIELDS,
+    **{f"{key}.{field.name}": field.type for key, one in _TABLES.items() for field in msgspec.structs.fields(one)},
+}
 
 _TEXT = "text"
 _PATH = "a path"
 _SECONDS = "a number of seconds above 0"
+_COUNT = "a whole number from 1"
 _EXPECTED = {
     "name": "text without slashes, colons or line breaks",
     "entry": '"file.py", "package.module" or either with ":Class"',
@@ -89,6 +147,27 @@ _EXPECTED = {
     "indexes": "a list of URLs or folders",
     "find_links": "a list of URLs or folders",
     "lock": "the path of a lock file",
+    "workers": _COUNT,
+    "concurrency": _COUNT,
+    "max_queue": "a whole number from 0",
+    "health_interval": _SECONDS + ", or nothing for no looks",
+    "preload": 'a list of module names, such as ["numpy", "scipy.linalg"]',
+    "memory": _SIZE_EXPECTED + ", or nothing for no limit",
+    "cpus": "a number of processors above 0, such as 0.5 or 2, or nothing for no limit",
+    "nice": "a whole number from -20 to 19, or nothing for the host's own",
+    "open_files": "a whole number from 16, or nothing for the host's own limit",
+    "restart.backoff": "a number of seconds from 0",
+    "restart.backoff_max": "a number of seconds from 0",
+    "restart.max_restarts": "a whole number from 0",
+    "restart.window": _SECONDS,
+    "breaker.failures": _COUNT,
+    "breaker.cooldown": _SECONDS,
+    "recycle.calls": _COUNT + ", or nothing for never",
+    "recycle.age": _SECONDS + ", or nothing for never",
+    "recycle.memory_growth": _SIZE_EXPECTED + ", or nothing for never",
+    "sandbox.network": "true or false",
+    "sandbox.read": "a list of files and folders",
+    "sandbox.write": "a list of files and folders",
 }
 
 
@@ -120,6 +199,14 @@ class Place:
         """The error for a wrong value."""
         return ManifestError(f"{self._describe(key)}: found {show(found)}, expected {expected}")
 
+    def unknown(self, key: str, part: object, known: tuple[str, ...]) -> ManifestError:
+        """The error for a key within the table ``key`` that it does not have."""
+        near = difflib.get_close_matches(str(part).replace("-", "_"), known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return ManifestError(
+            f"{self._describe(f'{key}.{part}')}: there is no such key{hint} (there are: {', '.join(known)})"
+        )
+
 
 def show(value: object) -> str:
     """A value for an error message: its repr, cut when long."""
@@ -136,14 +223,20 @@ def check_value(key: str, value: object, place: Place) -> Any:
     Raises:
         ManifestError: it is wrong.
     """
+    if key in _TABLES and value is not None:
+        return _check_table(key, value, place)
+    if key in _SIZES:
+        return _check_size(key, value, place)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif isinstance(value, tuple | set | frozenset):
         value = list(value)
     elif isinstance(value, Mapping):
         value = dict(value)
+    if isinstance(value, list):
+        value = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
     try:
-        converted = msgspec.convert(value, FIELDS[key])
+        converted = msgspec.convert(value, _TYPES[key])
     except msgspec.ValidationError as error:
         at, found = _locate(str(error), value)
         expected = _EXPECTED[key] if not at else f"{_TEXT} (the whole: {_EXPECTED[key]})"
@@ -154,6 +247,28 @@ def check_value(key: str, value: object, place: Place) -> Any:
         raise place.wrong(key + at, found, expected) from None
     checker = _CHECKERS.get(key)
     return converted if checker is None else checker(key, converted, place)
+
+
+def _check_table(key: str, value: object, place: Place) -> Any:
+    """A value of several parts: its class (``atoll.Restart(…)``) or a mapping of its fields."""
+    table = _TABLES[key]
+    known = table.__struct_fields__
+    if isinstance(value, table):
+        # The class takes what it is given, so that making one stays a matter of nanoseconds.
+        value = msgspec.structs.asdict(value)
+    if not isinstance(value, Mapping):
+        raise place.wrong(key, value, f"a mapping with {', '.join(known)} (or atoll.{table.__name__})")
+    parts: dict[str, Any] = {}
+    for part, one in value.items():
+        if part not in known:
+            raise place.unknown(key, part, known)
+        parts[part] = check_value(f"{key}.{part}", one, place)
+    made = table(**parts)
+    if isinstance(made, Restart) and made.backoff_max < made.backoff:
+        if "backoff_max" in parts:
+            raise place.wrong(f"{key}.backoff_max", made.backoff_max, f"at least backoff, which is {made.backoff}")
+        raise place.wrong(f"{key}.backoff", made.backoff, f"at most backoff_max, which is {made.backoff_max}")
+    return made
 
 
 def _locate(message: str, value: object) -> tuple[str, object]:
@@ -230,9 +345,42 @@ def _check_env_vars(key: str, values: dict[str, str], place: Place) -> dict[str,
     return values
 
 
-def _check_seconds(key: str, value: float | None, place: Place) -> float | None:
+def _check_positive(key: str, value: float | None, place: Place) -> float | None:
     # NaN passes no comparison, so no limit that compares would ever fire; infinity is spelled "nothing".
     if value is not None and not 0 < value < float("inf"):
+        raise place.wrong(key, value, _EXPECTED[key])
+    return value
+
+
+_SIZES = ("memory", "recycle.memory_growth")
+
+
+def _check_size(key: str, value: Any, place: Place) -> int | None:
+    try:
+        size = None if value is None else parse_size(value)
+    except ValueError:
+        size = 0
+    if size is not None and not 0 < size < 2**63:
+        raise place.wrong(key, value, _EXPECTED[key])
+    return size
+
+
+def _check_preload(key: str, values: tuple[str, ...], place: Place) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if not all(part.isidentifier() for part in value.split(".")):
+            raise place.wrong(f"{key}[{index}]", value, 'the name of a module, such as "numpy"')
+    return values
+
+
+def _check_reachable(key: str, values: tuple[str, ...], place: Place) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if not value.strip() or "\0" in value:
+            raise place.wrong(f"{key}[{index}]", value, "the path of a file or folder")
+    return tuple(_absolute(value, place.base) for value in values)
+
+
+def _check_not_negative(key: str, value: float | None, place: Place) -> float | None:
+    if value is not None and not 0 <= value < float("inf"):
         raise place.wrong(key, value, _EXPECTED[key])
     return value
 
@@ -246,8 +394,18 @@ _CHECKERS: dict[str, Callable[[str, Any, Place], Any]] = {
     "indexes": _check_places,
     "find_links": _check_places,
     "env_vars": _check_env_vars,
-    "start_timeout": _check_seconds,
-    "timeout": _check_seconds,
+    "start_timeout": _check_positive,
+    "timeout": _check_positive,
+    "health_interval": _check_positive,
+    "preload": _check_preload,
+    "cpus": _check_positive,
+    "restart.backoff": _check_not_negative,
+    "restart.backoff_max": _check_not_negative,
+    "restart.window": _check_positive,
+    "breaker.cooldown": _check_positive,
+    "recycle.age": _check_positive,
+    "sandbox.read": _check_reachable,
+    "sandbox.write": _check_reachable,
 }
 
 
@@ -272,6 +430,8 @@ def manifest_schema() -> dict[str, Any]:
             },
         ]
     }
+    memory = {"type": "string", "description": 'Such as "500MB" or "512MiB".'}
+    properties["memory"]["anyOf"].append(memory)
     for optional in ("name", "entry"):  # both have a default that depends on the folder
         properties[optional].pop("default", None)
     return {
@@ -281,4 +441,13 @@ def manifest_schema() -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "additionalProperties": True,
+        "$defs": {
+            # Of a docstring the first sentences; each attribute has a description of its own.
+            table.__name__: {**definitions[table.__name__], "description": _summary(table)}
+            for table in _TABLES.values()
+        },
     }
+
+
+def _summary(table: type) -> str:
+    return " ".join((table.__doc__ or "").partition("\n\n")[0].split())
