@@ -11,7 +11,7 @@ import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
-from . import lifeline, wire
+from . import lifeline, stacks, wire
 from .connection import Connection, ConnectionClosed
 from .control import Control
 from .errors import MAX_PART, ProtocolError, describe_exception, format_exception, remember_source
@@ -44,6 +44,8 @@ def main(argv: List[str]) -> None:
     pairs = [[_out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[3:]]
     data_fd, lane_fd = pairs[0]
     lifeline.hold(lifeline_fd)
+    stacks.offer()
+    stacks.tell_crashes()
     _take_own_folder_off_path()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]

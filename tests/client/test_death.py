@@ -172,10 +172,7 @@ def test_a_timeout_stops_the_worker_and_what_it_started(how: str, tmp_path: Path
     text = str(caught.value)
     assert "run.run did not answer within 0.5 seconds" in text
     assert f"pid {old}" in text
-    if how == "holding the interpreter lock":
-        assert "code outside Python" in text
-    else:
-        assert "in run" in text  # where it was
+    assert "in run" in text  # where it was, also while C code held the interpreter lock
     assert old is not None
     until_gone(old, *map(int, pids.read_text().split()))
     assert run.pid is None

@@ -282,7 +282,7 @@ class Pool:
         if isinstance(error, DeadlinePassed):
             stacks = worker.stacks()
             self._discard()
-            where = f" It was here:\n{stacks}" if stacks else " It did not answer, so it was in code outside Python."
+            where = f" It was here:\n{stacks}" if stacks else " It did not say where it was."
             raise CallTimeout(
                 f"{self._service}.{function} did not answer within {timeout:g} seconds; its worker (pid "
                 f"{worker.process.pid}) was stopped, and the next call starts another.{where}"

@@ -151,18 +151,10 @@ class Worker:
         return phase
 
     def stacks(self) -> str:
-        """The Python stacks of the worker's threads; empty if it does not answer at once, as in C code that holds the
-        interpreter lock."""
-        try:
-            self.process.control.sendall(b"".join(bytes(p) for p in wire.pack(wire.STACKS, wire.RAW, 0, b"")))
-        except OSError:
-            return ""
-        deadline = time.monotonic() + _STACKS_GRACE
-        while (left := deadline - time.monotonic()) > 0:
-            for frame in self._read_control(left):
-                if frame.kind == wire.STACKS_REPLY:
-                    return bytes(frame.payload).decode("utf-8", "replace").rstrip()
-        return ""
+        """The Python stacks of the worker's threads, for a message; empty if it does not answer in time."""
+        from ..processes.stacks import for_message, python_stacks
+
+        return for_message(python_stacks(self.process.pid, _STACKS_GRACE))
 
     def _read_control(self, timeout: float) -> list[wire.Frame]:
         control = self.process.control

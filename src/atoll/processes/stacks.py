@@ -75,17 +75,20 @@ def stacks(pid: int, *, timeout: float = 0.5, native_timeout: float = 10.0) -> S
 def short_stacks(pid: int, *, timeout: float = 0.2, native_timeout: float = 1.0, lines: int = SHORT) -> Stacks:
     """As ``stacks``, for an error message: bounded, and empty where nothing is to be had. Raises nothing.
 
-    At most ``lines`` lines of each; of every thread the innermost frames stay, since the innermost says where it is.
+    At most about ``lines`` lines of each; of every thread the innermost frames stay, since they say where it is.
     """
     try:
         python, native = stacks(pid, timeout=timeout, native_timeout=native_timeout)
     except (WorkerError, OSError):
         return Stacks("", "")
-    return Stacks(shorten(without_own_threads(python), lines), shorten(native, lines))
+    return Stacks(for_message(python, lines), shorten(native, lines))
 
 
 def python_stacks(pid: int, timeout: float = 0.5) -> str:
     """The Python stacks of a process, innermost frame first; empty if it offers none or does not answer in time.
+
+    The main thread comes first. What C code is waiting for in a system call that no signal may interrupt, such as
+    ``nanosleep``, ends early; Python's own functions begin it again.
 
     Args:
         pid: process id of a worker, or of the sandbox around one.
@@ -125,6 +128,14 @@ def native_stacks(pid: int, timeout: float = 2.0) -> str:
     return "\n".join([f"No native frames ({why}{_restriction() if failures else ''}).", *waiting])
 
 
+def for_message(text: str, lines: int = SHORT) -> str:
+    """Python stacks for an error message: the user's frames, at most ``lines`` lines, with the text of the source
+    where it can be read here. atoll's own thread and outer frames are left out."""
+    threads = [_of_the_user(one) for one in text.split("\n\n") if one]
+    # The text of a frame's line makes two lines of it.
+    return _with_source(shorten("\n\n".join(filter(None, threads)), max(1, lines // 2)))
+
+
 def shorten(text: str, lines: int = SHORT) -> str:
     """At most about ``lines`` lines of stacks: every thread keeps its innermost frames, as many as fit.
 
@@ -142,7 +153,7 @@ def shorten(text: str, lines: int = SHORT) -> str:
     # A thread's heading, its innermost frame, and how many more there are.
     left_out = max(0, len(threads) - max(1, lines // 3))
     if left_out:
-        threads = threads[left_out:]  # faulthandler lists the main thread last
+        threads = threads[:-left_out]  # the main thread comes first
     room = lines
     kept: list[str] = []
     # The shortest first, so that what they do not need is there for the others.
@@ -158,7 +169,7 @@ def shorten(text: str, lines: int = SHORT) -> str:
         else:
             kept += [*thread[: share - 1], f"  … {len(thread) - share + 1} more"]
     if left_out:
-        kept.insert(0, f"({left_out} more threads)")
+        kept.append(f"({left_out} more threads)")
     return "\n".join(kept)
 
 
@@ -282,7 +293,8 @@ def _ask(pid: int, process: int, file: int, deadline: float) -> str:
         time.sleep(_PAUSE)
     data = os.pread(file, _LONGEST, 0)
     os.ftruncate(file, 0)
-    return data.decode("ascii", "backslashreplace").strip("\0\n")
+    threads = data.decode("ascii", "backslashreplace").strip("\0\n").split("\n\n")
+    return "\n\n".join(reversed(threads))  # faulthandler begins with the youngest
 
 
 def _lock(file: int, deadline: float) -> bool:
@@ -319,13 +331,39 @@ def _blocking(pid: int) -> set[str]:
     return {str(task) for task in Path(f"/proc/{pid}/task").glob("*") if _mask(_status(f"{task}/status"), "SigBlk")}
 
 
-_CONTROL_THREAD = re.compile(r'^  File ".*atoll_worker/control\.py", line \d+ in _serve$')
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
+_OWN_FILE = re.compile(r"atoll_worker/\w+\.py$")
 
 
-def without_own_threads(text: str) -> str:
-    """Less the thread that atoll itself runs in a worker."""
-    threads = re.split(r"\n(?=\S)", text)
-    return "\n".join(one for one in threads if not _CONTROL_THREAD.match(one.rstrip().rpartition("\n")[2]))
+def _of_the_user(thread: str) -> str:
+    """A thread without the frames of atoll that user code was called from; empty if it is the control thread."""
+    heading, *frames = thread.splitlines()
+    matches = [_FRAME.fullmatch(frame) for frame in frames]
+    outermost = matches[-1] if matches else None
+    if outermost is not None and outermost["file"].endswith("atoll_worker/control.py"):
+        return ""
+    kept = len(frames)
+    while kept:
+        match = matches[kept - 1]
+        if match is None or not _OWN_FILE.search(match["file"]):
+            break
+        kept -= 1
+    return "\n".join([heading, *frames[: kept or len(frames)]])  # waiting for a call, it is nowhere else
+
+
+def _with_source(text: str) -> str:
+    import linecache
+
+    lines: list[str] = []
+    for line in text.splitlines():
+        lines.append(line)
+        match = _FRAME.fullmatch(line)
+        if match is not None:
+            linecache.checkcache(match["file"])  # it may have been changed since somebody looked
+            source = linecache.getline(match["file"], int(match["line"])).strip()
+            if source:
+                lines.append(f"    {source}")
+    return "\n".join(lines)
 
 
 # -- tools that read native stacks ---------------------------------------------------------------------------------
@@ -401,7 +439,7 @@ _TOOLS: tuple[tuple[str, tuple[str, ...], _Frames], ...] = (
     (
         "gdb",
         ("-nx", "-nh", "-batch", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off",
-         "-ex", "set pagination off", "-ex", "thread apply all bt 256", "-p", "{pid}"),
+         "-ex", "set pagination off", "-ex", "thread apply all -ascending bt 256", "-p", "{pid}"),
         _frames_of_gdb,
     ),
     ("py-spy", ("dump", "--native", "--pid", "{pid}"), _frames_of_py_spy),

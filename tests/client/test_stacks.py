@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks of a service's workers: from outside at any time, in what a timeout says, and after a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import atoll
+from atoll.processes.stacks import python_stacks, short_stacks, stacks
+from conditions import WITHIN, until
+
+SERVICE = """\
+    import collections, ctypes, itertools, os, time
+    from atoll_worker import expose
+
+    @expose
+    def nothing():
+        return None
+
+    @expose
+    def sleep():
+        time.sleep(600)
+
+    @expose
+    def hold():
+        collections.deque(itertools.repeat(None), maxlen=0)
+
+    @expose
+    def crash():
+        ctypes.string_at(0)
+"""
+
+
+@pytest.fixture
+def service(write: Callable[[str, str], Path]) -> Iterator[atoll.Service]:
+    with atoll.Service(write("standing.py", SERVICE)) as service:
+        yield service
+
+
+def test_a_worker_that_waits_for_calls(service: atoll.Service) -> None:
+    assert service.pid is not None
+    for _ in range(3):
+        service.nothing()
+        assert "in serve" in until(lambda: python_stacks(service.pid or 0, WITHIN))
+    service.nothing()
+
+
+@pytest.mark.parametrize("function", ["sleep", "hold"])
+def test_a_worker_in_the_middle_of_a_call(service: atoll.Service, function: str) -> None:
+    pid = service.pid
+    assert pid is not None
+    ends: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            service.call(function)
+        except atoll.WorkerDied as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    until(lambda: f"in {function}\n" in python_stacks(pid, WITHIN))
+    python, native = stacks(pid)
+    assert "standing.py" in python
+    assert "in _serve" in python
+    assert str(pid) in native
+    short = short_stacks(pid, timeout=WITHIN)
+    first, second, third, *_ = short.python.splitlines()
+    assert "most recent call first" in first
+    assert second.endswith(f"in {function}")
+    assert third in ("    time.sleep(600)", "    collections.deque(itertools.repeat(None), maxlen=0)")
+    assert "atoll_worker" not in short.python  # its own thread, and the frames that called the function
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert len(ends) == 1
+
+
+def test_a_timeout_says_where_it_was_also_in_code_that_holds_the_interpreter_lock(service: atoll.Service) -> None:
+    with pytest.raises(atoll.CallTimeout, match=r'It was here:[^`]*standing\.py", line \d+ in hold'):
+        service.hold.options(timeout=1)()
+
+
+def test_a_crash_says_where_it_was(service: atoll.Service) -> None:
+    with pytest.raises(atoll.WorkerDied) as caught:
+        service.crash()
+    assert caught.value.signal == 11
+    assert any("Segmentation fault" in line for line in caught.value.stderr)
+    assert any(line.endswith(" in crash") and "standing.py" in line for line in caught.value.stderr)
+
+
+def test_children_of_a_worker_hold_nothing_of_it(write: Callable[[str, str], Path]) -> None:
+    text = """\
+        import os, subprocess
+        from atoll_worker import expose
+
+        @expose
+        def descriptors():
+            done = subprocess.run("ls -l /proc/self/fd", shell=True, capture_output=True, text=True, close_fds=False)
+            return done.stdout
+
+        @expose
+        def own():
+            return [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) >= 200]
+    """
+    with atoll.Service(write("family.py", text)) as service:
+        assert "atoll-stacks" not in service.descriptors()
+        assert any("atoll-stacks" in name for name in service.own())
