@@ -16,7 +16,9 @@ What belongs here: classes and what they say. What does not: deciding when to ra
     │   └── EnvironmentDrift                  a pinned package would be loaded from outside the environment
     ├── WorkerError
     │   ├── WorkerStartError                  the worker could not import or set up the service
+    │   │   └── SandboxUnavailable            a sandbox was asked for, and cannot be had here
     │   └── WorkerDied                        the process ended: exit code or signal, phase, last stderr lines
+    │       └── WorkerOutOfMemory             it held more memory than it may; says the limit and the use
     ├── CallTimeout (TimeoutError)            the deadline of a call passed; its worker was stopped
     ├── FunctionNotFound (AttributeError)     the service exposes no function of that name
     ├── ServiceClosed (RuntimeError)          a call after close() or atoll.shutdown()
@@ -29,7 +31,7 @@ What belongs here: classes and what they say. What does not: deciding when to ra
         ├── LocalProtocolError                this side broke the wire's rules (a bug in atoll)
         └── RemoteProtocolError               the other side did
 
-``ValuesError`` and ``ProtocolError`` with what is under them are shared with the worker side and defined in
+``RemoteError``, ``ValuesError`` and ``ProtocolError`` with what is under them are shared with the worker side and defined in
 ``atoll_worker.errors``.
 """
 
@@ -44,6 +46,7 @@ from atoll_worker.errors import (
     EncodeError,
     LocalProtocolError,
     ProtocolError,
+    RemoteError,
     RemoteProtocolError,
     ValuesError,
 )
@@ -66,10 +69,12 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "ResolutionError",
+    "SandboxUnavailable",
     "ServiceClosed",
     "ValuesError",
     "WorkerDied",
     "WorkerError",
+    "WorkerOutOfMemory",
     "WorkerStartError",
 ]
 
@@ -115,6 +120,13 @@ class WorkerError(AtollError):
 
 class WorkerStartError(WorkerError):
     """The worker could not import or set up the service; the message ends with its traceback."""
+
+
+class SandboxUnavailable(WorkerStartError):
+    """A sandbox was asked for, and there can be none here; the message says what is missing and how to get it.
+
+    The worker is not started: one that is shut in less than was asked for would be worse than none.
+    """
 
 
 class WorkerDied(WorkerError):
@@ -163,14 +175,52 @@ class WorkerDied(WorkerError):
         super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_worker_died, (str(self), dict(self.__dict__)))
+        return (_rebuild_worker_died, (type(self), str(self), dict(self.__dict__)))
 
 
-def _rebuild_worker_died(message: str, state: dict[str, object]) -> WorkerDied:
-    error = WorkerDied.__new__(WorkerDied, message)
+def _rebuild_worker_died(kind: type[WorkerDied], message: str, state: dict[str, object]) -> WorkerDied:
+    error = kind.__new__(kind, message)
     error.args = (message,)
     error.__dict__.update(state)
     return error
+
+
+class WorkerOutOfMemory(WorkerDied):
+    """The worker, with everything it started, held more memory than its limit allows, and was killed for it.
+
+    Attributes:
+        limit: bytes that it may hold.
+        use: bytes that it held when that was found; at least ``limit``.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        pid: int,
+        *,
+        limit: int,
+        use: int,
+        phase: str,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        stderr: Sequence[str] = (),
+    ) -> None:
+        self.limit = limit
+        self.use = use
+        detail = f"it held {_size_text(use)} of memory, and may hold {_size_text(limit)} (memory={limit})"
+        super().__init__(service, pid, phase=phase, exit_code=exit_code, signal=signal, stderr=stderr, detail=detail)
+
+
+def _size_text(size: int) -> str:
+    """Bytes, as people read them: decimal units, three digits."""
+    if size < 1000:
+        return f"{size} bytes"
+    number = float(size)
+    for unit in ("kB", "MB", "GB", "TB"):
+        number /= 1000
+        if number < 999.5:
+            break
+    return f"{number:.3g} {unit}"
 
 
 class CallTimeout(AtollError, TimeoutError):
@@ -183,24 +233,3 @@ class FunctionNotFound(AtollError, AttributeError):
 
 class ServiceClosed(AtollError, RuntimeError):
     """A call was made after ``close()`` or ``atoll.shutdown()``."""
-
-
-class RemoteError(AtollError):
-    """An exception that a worker's function raised, here again in the host.
-
-    What is raised is an instance of a class that derives from both ``RemoteError`` and the original class (if
-    that is a builtin, or was given to ``atoll.register``), or else from the nearest builtin ancestor of the
-    original. ``str()`` is the original's message, ``__cause__``, ``__context__`` and ``__notes__`` are those of
-    the original, and the traceback continues into the worker's frames.
-
-    Attributes:
-        type_name: module and qualified name of the original class.
-        remote_traceback: the traceback as the worker printed it.
-        service: name of the service.
-        pid: process id of the worker.
-    """
-
-    type_name: str = ""
-    remote_traceback: str = ""
-    service: str = ""
-    pid: int = 0

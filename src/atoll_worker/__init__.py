@@ -3,15 +3,56 @@
 
 A service's author imports from here::
 
-    from atoll_worker import Service, expose, register
+    from atoll_worker import Service, expose, register           # what can be called, what can cross
+    from atoll_worker import cancelled, host, log, progress, ref    # during a call
 
 The host loads this package by its place on disk and runs ``__main__``; nothing is installed into the service's
 environment. Layout, lowest first: ``wire`` and ``lane`` (bytes), ``registry``, ``errors``, ``guard``, ``adapters`` and
-``values`` (what crosses), ``connection`` (moving it), ``service`` (what can be called), ``control`` and ``runtime``
-(serving).
+``values`` (what crosses), ``streams`` and ``references`` (what is lent), ``connection`` (moving it), ``service`` (what
+can be called), ``channel`` (calls both ways), ``context`` (what user code sees of its call), ``control`` and ``runtime``
+(the process).
 """
 
 from .registry import register
 from .service import Service, expose
 
-__all__ = ["Service", "expose", "register"]
+__all__ = [
+    "Cancelled",
+    "ProxiedSingleton",
+    "Service",
+    "cancelled",
+    "expose",
+    "host",
+    "local",
+    "log",
+    "progress",
+    "ref",
+    "register",
+    "traceparent",
+]
+
+# Which of these user code asked for.
+used_names = set()
+
+_PLACES = {
+    "Cancelled": "errors",
+    "ProxiedSingleton": "singleton",
+    "cancelled": "context",
+    "host": "context",
+    "local": "singleton",
+    "log": "logs",
+    "progress": "context",
+    "ref": "references",
+    "traceparent": "tracing",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when they are asked for: a worker's start is counted in milliseconds.
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    used_names.add(name)
+    return getattr(import_module("." + place, __name__), name)

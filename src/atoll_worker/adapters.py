@@ -355,12 +355,25 @@ def build_registered(known: Registered, parts: Any) -> Any:
 
 # -- look-up -------------------------------------------------------------------------------------------------------
 
+# -- references ----------------------------------------------------------------------------------------------------
+
+
+def restore_lent(kind: str, number: int) -> Any:
+    """What the other side lent; the decoder of a connection puts the method that knows in this place."""
+    raise DecodeError("a reference has no meaning here")
+
+
+def restore_own(number: int) -> Any:
+    """What this side lent, come back; as above."""
+    raise DecodeError("a reference has no meaning here")
+
+
 RESTORERS: Dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         restore_builtin, restore_date, restore_time, restore_datetime, restore_timedelta, restore_timezone,
         restore_zoneinfo, restore_decimal, restore_fraction, restore_uuid, restore_path, restore_ndarray,
-        restore_object_ndarray, restore_numpy_scalar, restore_registered,
+        restore_object_ndarray, restore_numpy_scalar, restore_registered, restore_lent, restore_own,
     )
 }  # fmt: skip
 

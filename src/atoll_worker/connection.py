@@ -17,8 +17,9 @@ Waiting has three steps: poll the number some tens of times (a few microseconds)
 tens of times (so that a peer on the same core gets to run); then sleep on the socket. A sleep is cut short every
 so often to look again, so that even a lost wake would cost milliseconds and never a hang.
 
-``exchange``, ``receive_call`` and ``reply`` hold the rules of ``wire.Conversation`` for CALL, RESULT and ERROR inline,
-because a call is counted in fractions of a microsecond; every other frame goes through the conversation itself.
+``exchange``, ``receive_call`` and ``reply`` hold the rules of ``wire.Conversation`` for the outermost CALL, RESULT and
+ERROR inline, because a call is counted in fractions of a microsecond; every other frame, and all within a call, goes
+through the conversation itself.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Connection:
         self.spin = spin
         self.asleep_for = 0.0  # seconds that the last wait slept; 0.0 if it did not go that far
         self.on_idle: Optional[Callable[[], None]] = None  # called once, when a sleep without deadline gets long
+        self.on_wait: Optional[Callable[[], None]] = None  # called before each sleep; may wait for the socket itself
         # Called when both ends have shared one processor for some calls in a row.
         self.on_together: Optional[Callable[[], None]] = None
         self._together = 0
@@ -321,6 +323,8 @@ class Connection:
         while True:
             try:
                 if self.prepare_sleep():
+                    if self.on_wait is not None:
+                        self.on_wait()
                     nap = _NAPS[min(naps, len(_NAPS) - 1)]
                     if self._poll(deadline, nap):
                         self.drain_wakes()
@@ -352,23 +356,26 @@ class Connection:
         deadline: Optional[float] = None,
         patient: bool = False,
         sleep: bool = True,
+        kind: int = CALL,
     ) -> Reply:
-        """Client: send a CALL and wait for its RESULT or ERROR.
+        """Send a CALL, or the RESULT or ERROR of a call back, and wait for what the other side says to it: RESULT, ERROR
+        or, within the call, a CALL of its own.
 
         Args:
             codec: of the payload.
-            payload: the encoded call.
+            payload: the encoded call or answer.
             buffers: out-of-band buffers of the payload.
             deadline: ``time.monotonic()`` at which to give up, or None.
             patient: True to sleep at once, because the answer is known to take long.
             sleep: False to raise ``WouldSleep`` instead of going to sleep; for callers who wait in another way, with a
                 frame that ``fits_slot``.
+            kind: of the frame to send.
 
         Returns:
-            kind, codec, payload and buffers of the answer.
+            kind, codec, payload and buffers of the frame that came.
 
         Raises:
-            LocalProtocolError: a call is in progress, or a bound would be exceeded; nothing was sent.
+            LocalProtocolError: it is not this side's turn, or a bound would be exceeded; nothing was sent.
             RemoteProtocolError: the other side broke the wire's rules.
             ConnectionClosed: the other side is gone.
             DeadlinePassed: no answer in time; the connection is of no further use.
@@ -378,7 +385,7 @@ class Connection:
         conversation = self.conversation
         self.asleep_for = 0.0
         if lane is None or buffers or length > _INLINE or conversation.state is not IDLE:
-            left = self.start_send(CALL, codec, payload, buffers)
+            left = self.start_send(kind, codec, payload, buffers)
             while left:
                 self._wait_writable(deadline)
                 left = self.continue_send(left)
@@ -387,7 +394,8 @@ class Connection:
                 frame = self._sleep_for_frame(deadline) if patient else self.receive(deadline)
                 return frame.kind, frame.codec, frame.payload, frame.buffers
             words = self._words
-            call_id = conversation.call_id
+            # Deeper in a call, and where this side is the server, what comes goes through the conversation.
+            call_id = conversation.call_id if conversation.state is CALLING and conversation.is_client else -1
         else:
             conversation.state = CALLING
             conversation.call_id = call_id = conversation.call_id + 1

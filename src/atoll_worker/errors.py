@@ -44,6 +44,31 @@ class RemoteProtocolError(ProtocolError):
     """The other side sent what the wire does not allow: a malformed frame, or one out of turn."""
 
 
+class Cancelled(BaseException):
+    """Raised in a function whose call was cancelled, or has outlived its deadline. Let it pass: clean up in ``finally``."""
+
+
+class RemoteError(AtollError):
+    """An exception that a worker's function raised, here again in the host; or one of the host's, in a worker.
+
+    What is raised is an instance of a class that derives from both ``RemoteError`` and the original class (if
+    that is a builtin, or was registered), or else from the nearest builtin ancestor of the original. ``str()`` is the
+    original's message, ``__cause__``, ``__context__`` and ``__notes__`` are those of the original, and the traceback
+    continues into the other side's frames.
+
+    Attributes:
+        type_name: module and qualified name of the original class.
+        remote_traceback: the traceback as the other side printed it.
+        service: name of the service.
+        pid: process id of the other side.
+    """
+
+    type_name: str = ""
+    remote_traceback: str = ""
+    service: str = ""
+    pid: int = 0
+
+
 # -- exceptions as data --------------------------------------------------------------------------------------------
 
 MAX_TEXT = 20_000  # characters of a message or note

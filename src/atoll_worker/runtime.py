@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The serve loop of a worker: load the service, then answer calls on the main thread until the host hangs up.
+"""The life of a worker: load the service, then have calls answered (``channel``) until the host hangs up.
 
 User code runs on the main thread, where signals, GUIs, CUDA and asyncio expect it. Its standard input is /dev/null,
 its standard output and error are pipes that the host reads, and the protocol's descriptors are out of its way.
@@ -10,28 +10,29 @@ from __future__ import annotations
 import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
+from _thread import allocate_lock, get_ident, start_new_thread
 
-from . import lifeline, stacks, wire
+from . import completion, context, lifeline, stacks, used_names, wire
+from .channel import Channel, can_cross
 from .connection import Connection, ConnectionClosed
+from .context import WorkerLending
 from .control import Control
-from .errors import MAX_PART, ProtocolError, describe_exception, format_exception, remember_source
+from .errors import ProtocolError, describe_exception, format_exception, remember_source
+from .interruption import MainThread, OtherThread
 from .lane import Lane
-from .service import DESCRIBE, FunctionTable, table_of_module
-from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
+from .references import INVOKE, READ
+from .service import DESCRIBE, FunctionTable, is_coroutine_function, is_generator_function, run_to_end, table_of_module
+from .values import Decoder, Encoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Callable, Dict, List, Optional
 
-    from .wire import Bytes
-
 # Descriptors are moved up here, where nothing that user code opens, or closes by number, is likely to be.
 _FIRST_DESCRIPTOR = 200
 
 _FUTURE_ANNOTATIONS = 0x1000000  # __future__.annotations.compiler_flag, the same in every Python from 3.9 on
-
-_CALL_LABELS = (("args", 1), ("kwargs", 2))
 
 
 def main(argv: List[str]) -> None:
@@ -42,7 +43,6 @@ def main(argv: List[str]) -> None:
     """
     control_fd, lifeline_fd = (_out_of_reach(int(text)) for text in argv[:2])
     pairs = [[_out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[3:]]
-    data_fd, lane_fd = pairs[0]
     lifeline.hold(lifeline_fd)
     stacks.offer()
     stacks.tell_crashes()
@@ -50,22 +50,25 @@ def main(argv: List[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     control = Control(socket(AF_UNIX, SOCK_STREAM, 0, fileno=control_fd))
+    connections = [_connection(data_fd, lane_fd, spin=argv[2] == "1") for data_fd, lane_fd in pairs]
+    worker = Runtime(connections, control)
     control.start()
+    try:
+        if worker.load():
+            worker.serve()
+            worker.tear_down()
+    except ConnectionClosed:
+        worker.tear_down()
+    worker.end_fork()
+    # From here the interpreter ends as any program does: atexit handlers run, streams are flushed.
+
+
+def _connection(data_fd: int, lane_fd: int, spin: bool) -> Connection:
     lane = None
     if lane_fd >= 0:
         lane = Lane(lane_fd, is_host=False)
         os.close(lane_fd)
-    connection = Connection(socket(AF_UNIX, SOCK_STREAM, 0, fileno=data_fd), lane, "server", spin=argv[2] == "1")
-    connection.on_idle = _when_idle
-    worker = Runtime(connection, control)
-    try:
-        if worker.load():
-            worker.serve()
-            worker.table.tear_down()
-    except ConnectionClosed:
-        worker.table.tear_down()
-    worker.end_fork()
-    # From here the interpreter ends as any program does: atexit handlers run, streams are flushed.
+    return Connection(socket(AF_UNIX, SOCK_STREAM, 0, fileno=data_fd), lane, "server", spin=spin)
 
 
 def _out_of_reach(fd: int) -> int:
@@ -97,21 +100,52 @@ def _when_idle() -> None:
 
 
 class Runtime:
-    """One worker: a connection, and the function table behind it."""
+    """One worker: its connections, and the function table behind them.
 
-    def __init__(self, connection: Connection, control: Control) -> None:
-        self.connection = connection
+    With one connection, the main thread serves it. With several, each has a thread of its own, and the main thread runs
+    the event loop, if there are coroutine functions.
+    """
+
+    def __init__(self, connections: List[Connection], control: Control) -> None:
+        self.connections = connections
         self.control = control
         self.table = FunctionTable()
+        self.lending = WorkerLending(control.outbox.release)
         self._encoder = Encoder()
-        # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
         self._decoder = Decoder(checked=False, side="the worker")
-        # In a child that user code forked: it has the connection too, and must not answer for the worker.
+        self._functions: Dict[str, Callable[..., Any]] = {}
+        self._loop: Optional[completion.Loop] = None
+        self._main = MainThread()
+        context.lendings.append(self.lending)
+        for index, connection in enumerate(connections):
+            interruption = self._main if len(connections) == 1 else OtherThread()
+            channel = Channel(connection, index, self._functions, self.lending, self.end_fork, interruption)
+            context.channels.append(channel)
+        connections[0].on_idle = _when_idle
+        self._lock = allocate_lock()
+        self._serving = len(connections)
         self._is_fork = False
         os.register_at_fork(after_in_child=self._mark_fork)
+        control.on_cancel = self._cancel
+        control.on_release = self._release
 
     def _mark_fork(self) -> None:
         self._is_fork = True
+        for channel in context.channels:
+            channel.is_fork = True
+
+    def _cancel(self, index: int, number: int, cooperative: bool) -> None:
+        if index < len(context.channels):
+            context.channels[index].cancel(number, cooperative)
+
+    def _release(self, number: int, received: int) -> None:
+        """The host needs a lent object no more. Its destructor is user code: not for the control thread."""
+        if len(context.channels) == 1:
+            channel = context.channels[0]
+            channel.pending.append(lambda: self.lending.take_back(number, received))
+            channel.poke()
+        else:
+            start_new_thread(self.lending.take_back, (number, received))
 
     def end_fork(self, error: Optional[BaseException] = None) -> None:
         """End this process if it is a child that user code forked and that fell through to atoll's own code.
@@ -135,11 +169,8 @@ class Runtime:
 
     def load(self) -> bool:
         """Greet the host, load the service it names and set it up. False if that failed, which was reported."""
-        connection = self.connection
-        wire.check_hello(connection.receive().payload)
-        connection.send(wire.HELLO, wire.RAW, wire.hello())
-        frame = connection.receive()
-        spec: Dict[str, Any] = self._decoder.decode(frame.payload, frame.buffers)
+        connection = self.connections[0]
+        spec: Dict[str, Any] = self._greet(connection)
         phase = "start"
         try:
             for entry in spec["sys_path"]:
@@ -150,6 +181,7 @@ class Runtime:
                 phase = "setup"
                 self.control.tell_phase(phase)
                 self.table.set_up()
+            self._make_callable()
             self.end_fork()
         except BaseException as error:
             self.end_fork(error)
@@ -157,12 +189,11 @@ class Runtime:
             report = {
                 "phase": phase,
                 "text": format_exception(error, skip),
-                "error": describe_exception(error, self._can_cross, skip),
+                "error": describe_exception(error, can_cross, skip),
             }
             payload = self._encoder.encode(report)
             connection.send(wire.ERROR, wire.PICKLE, payload, self._encoder.take_buffers())
             return False
-        self.table.functions[DESCRIBE] = self.table.describe
         ready = {
             "pid": os.getpid(),
             "version": tuple(sys.version_info[:3]),
@@ -170,121 +201,97 @@ class Runtime:
             "prefix": sys.prefix,
             "sys_path": list(sys.path),
             "loaded": _places(spec["watch"]),
-            "functions": sorted(name for name in self.table.functions if name != DESCRIBE),
+            "functions": sorted(self.table.functions),
+            "streams": sorted(name for name, one in self.table.functions.items() if is_generator_function(one)),
+            # Code that looks whether it was cancelled gets time to end by itself.
+            "cooperative": "cancelled" in used_names,
         }
         connection.send(wire.READY, wire.PICKLE, self._encoder.encode(ready))
         return True
 
-    def _can_cross(self, value: object) -> bool:
-        try:
-            encoder = Encoder()
-            size = len(encoder.encode(value)) + sum(view.nbytes for view in encoder.take_buffers())
-        except Exception:
-            return False
-        return size <= MAX_PART
+    def _greet(self, connection: Connection) -> Any:
+        wire.check_hello(connection.receive().payload)
+        connection.send(wire.HELLO, wire.RAW, wire.hello())
+        frame = connection.receive()
+        return self._decoder.decode(frame.payload, frame.buffers)
+
+    def _make_callable(self) -> None:
+        """What the host calls by name: the service's functions, and those that every worker has."""
+        functions = self._functions
+        for name, function in self.table.functions.items():
+            if is_coroutine_function(function):
+                if self._loop is None:
+                    self._loop = completion.Loop(self._on_task)
+                    completion.use(self._loop)
+                function = run_to_end(function)
+            functions[name] = function
+        calls = context.Calls(functions)
+        functions[DESCRIBE] = self.table.describe
+        functions[INVOKE] = self.lending.serve
+        functions[READ] = self.lending.read
+        functions[context.WITH_META] = calls.with_meta
+        functions[context.MAP] = calls.map
+
+    @staticmethod
+    def _on_task(task: Any) -> None:
+        channel = context.current_channel.get()
+        if channel is not None:
+            channel.task = task
 
     # -- calls -----------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Answer calls until the host closes the connection."""
-        receive = self.connection.receive_call
-        reply = self.connection.reply
-        decode = self._decoder.decode
-        encoder = self._encoder
-        functions = self.table.functions
-        pickle = wire.PICKLE
-        result_kind = wire.RESULT
-        while True:
-            try:
-                _, codec, payload, buffers = receive()
-            except ConnectionClosed:
-                return
-            except ProtocolError:
-                sys.excepthook(*sys.exc_info())  # to the log; the host sees the connection end
-                return
-            if codec != pickle:
-                self._answer_json(payload)
-                continue
-            try:
-                name, args, kwargs = decode(payload, buffers, _CALL_LABELS)
-            except BaseException as error:
-                self._refuse("DecodeError", str(error))
-                continue
-            function = functions.get(name)
-            if function is None:
-                self._refuse("FunctionNotFound", name)
-                continue
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:
-                self.end_fork(error)
-                self._reply_error(error)
-            else:
-                if self._is_fork:
-                    self.end_fork()
-                try:
-                    payload = encoder.encode(result)
-                    reply(result_kind, pickle, payload, encoder.take_buffers() if encoder.has_buffers else ())
-                except ConnectionClosed:
-                    return
-                except BaseException as error:
-                    self._refuse_result(error, result)
-            # Nothing of a call stays alive while waiting for the next one.
-            payload, buffers = b"", ()
-            name = args = kwargs = result = function = None
+        """Answer calls until the host closes the connections."""
+        if len(context.channels) == 1:
+            channel = context.channels[0]
+            context.current_channel.set(channel)
+            channel.thread = get_ident()
+            self._main.serves(channel)
+            loop = self._loop
+            if loop is not None:
+                channel.connection.on_wait = self._run_tasks
+            channel.serve()
+            return
+        import threading
 
-    def _reply_error(self, error: BaseException) -> None:
-        """The function raised."""
-        described = describe_exception(error, self._can_cross, 1)
-        described["text"] = format_exception(error, 1)
-        self._reply(described)
+        threads = [
+            threading.Thread(target=self._serve_on_thread, args=(channel,), name=f"atoll-call-{channel.index}")
+            for channel in context.channels
+        ]
+        for thread in threads:
+            thread.daemon = True
+            thread.start()
+        if self._loop is not None:
+            self._loop.run_until(lambda: self._serving == 0)
+        for thread in threads:
+            thread.join()
 
-    def _refuse(self, error: str, message: str) -> None:
-        """The function was not reached, or its result cannot cross: the host raises its own error of this name."""
-        self._reply({"atoll": error, "message": message})
-
-    def _refuse_result(self, error: BaseException, result: object) -> None:
-        """The result cannot be encoded; looking for the reason runs code of its class, which may do anything."""
+    def _serve_on_thread(self, channel: Channel) -> None:
+        context.current_channel.set(channel)
         try:
-            message = str(explain_unencodable(error, (("result", result),)))
-        except BaseException as strange:
-            message = f"result cannot be passed, nor can it be said why: {type(strange).__name__}"
-        self._refuse("EncodeError", message)
-
-    def _reply(self, described: Dict[str, Any]) -> None:
-        self.end_fork()
-        encoder = self._encoder
-        try:
-            payload = encoder.encode(described)
-        except BaseException as strange:  # a part that could be encoded when it was tried
-            message = f"the worker's error cannot be passed: {type(strange).__name__}"
-            payload = encoder.encode({"atoll": "EncodeError", "message": message})
-        try:
-            self.connection.reply(wire.ERROR, wire.PICKLE, payload, encoder.take_buffers())
-        except ConnectionClosed:
-            pass  # the next receive() says so too
-
-    def _answer_json(self, request: Bytes) -> None:
-        kind = wire.RESULT
-        try:
-            call = decode_json(request)
-            function = self.table.functions[call["function"]]
-            result = function(*call.get("args", ()), **call.get("kwargs", {}))
-            self.end_fork()
-            payload = encode_json(result, "result")
-        except BaseException as error:
-            self.end_fork(error)
-            kind = wire.ERROR
-            described = describe_exception(error, self._can_cross, 1)
-            names = ("type", "module", "message", "notes")
-            payload = encode_json(
-                {**{name: described[name] for name in names}, "traceback": format_exception(error, 1)},
-                "error",
-            )
-        try:
-            self.connection.reply(kind, wire.JSON, payload)
-        except ConnectionClosed:
+            if channel.index:
+                self._greet(channel.connection)
+                channel.connection.send(wire.READY, wire.RAW, b"")
+            channel.serve()
+        except (ConnectionClosed, ProtocolError):
             pass
+        finally:
+            with self._lock:
+                self._serving -= 1
+            if self._loop is not None and not self._serving:
+                self._loop.stop()
+
+    def _run_tasks(self) -> None:
+        """Before the main thread sleeps for the next call: tasks that coroutines left behind go on."""
+        loop = self._loop
+        if loop is not None and not loop.is_running and loop.has_tasks:
+            loop.run_until_readable(context.channels[0].connection.sock.fileno())
+
+    def tear_down(self) -> None:
+        """The host hung up: end what the service set up."""
+        self.table.tear_down()
+        if self._loop is not None:
+            self._loop.close()
 
 
 def _places(names: Dict[str, str]) -> Dict[str, str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 
+from .completion import complete
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
@@ -37,7 +39,7 @@ def expose(function: Optional[F] = None, /, *, name: Optional[str] = None) -> Un
         name: what callers call it; the function's own name if not given.
 
     Raises:
-        TypeError: not a function, or a coroutine or generator function.
+        TypeError: not a function.
     """
     if function is None:
         return lambda decorated: expose_as(decorated, name)
@@ -49,9 +51,6 @@ def expose_as(function: F, name: Optional[str]) -> F:
     inner: Any = function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
     if not callable(inner) or isinstance(inner, type):
         raise TypeError(f"@expose marks functions and methods, not {function!r}")
-    not_plain = why_not_plain(inner)
-    if not_plain is not None:
-        raise TypeError(f"@expose: {not_plain}")
     exposed = name or inner.__name__
     if exposed.startswith("_") or not all(part.isidentifier() for part in exposed.split(".")):
         raise TypeError(f"@expose: {exposed!r} cannot be an exposed name; begin with a letter, use name=... if need be")
@@ -62,21 +61,34 @@ def expose_as(function: F, name: Optional[str]) -> F:
     return function
 
 
-# Bits of a code object's flags, the same in every Python: what a call of such a function returns cannot cross.
-_NOT_PLAIN = (
-    (0x200, "an async generator function", "write a plain one that returns a list"),
-    (0x80 | 0x100, "a coroutine function", "write a plain one that runs it with asyncio.run()"),
-    (0x20, "a generator function", "return a list"),
-)
+# Bits of a code object's flags, the same in every Python.
+_GENERATOR = 0x20
+_COROUTINE = 0x80 | 0x100  # also of types.coroutine
+_ASYNC_GENERATOR = 0x200
 
 
-def why_not_plain(function: Any) -> Optional[str]:
-    """What is wrong with a coroutine or generator function; None for a plain function."""
-    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-    for bits, kind, instead in _NOT_PLAIN:
-        if flags & bits:
-            return f"{function.__name__!r} is {kind}; this version calls plain functions only: {instead}"
-    return None
+def _flags(function: Any) -> int:
+    inner = getattr(function, "__func__", function)  # a method's
+    return int(getattr(getattr(inner, "__code__", None), "co_flags", 0))
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether calling it gives a coroutine, to be awaited."""
+    return bool(_flags(function) & _COROUTINE)
+
+
+def is_generator_function(function: Any) -> bool:
+    """Whether calling it gives a generator or an asynchronous generator, whose items are a stream."""
+    return bool(_flags(function) & (_GENERATOR | _ASYNC_GENERATOR)) and not is_coroutine_function(function)
+
+
+def run_to_end(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A coroutine function as a plain one."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return complete(function(*args, **kwargs))
+
+    return call
 
 
 class Service:

@@ -8,6 +8,7 @@ the other side can never import or run code. What always holds here:
 * A closed list of types crosses, by value: None, bool, int, float, complex, str, bytes, bytearray, tuple, list, dict,
   set, frozenset, range, slice, Ellipsis, date, time, datetime, timedelta, timezone, ZoneInfo, Decimal, Fraction, UUID,
   paths, numpy arrays and scalars, and what was given to ``registry.register``.
+* With a ``Lending``, iterators, ``ref(x)`` and callables among arguments cross as references, in the same places.
 * The bytes mean the same on every Python from 3.9 on, and with numpy 1 and 2, whoever wrote them.
 * References are kept: the same list twice is one list again, and a list may hold itself.
 * What cannot cross is named exactly: ``args[1]['cfg'].lock: _thread.lock``.
@@ -30,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, List, NoReturn, Optional, Sequence, Tuple
 
+    from .references import Lending
     from .wire import Bytes
 
 # Buffers below this stay inside the payload, which then fits a slot. A first guess, not chosen by a benchmark.
@@ -41,6 +43,10 @@ _Function = type(children)
 
 
 class _DataPickler(Pickler):
+    lending: Optional[Lending] = None
+    lends_callables = False
+    lent: List[int]
+
     def reducer_override(self, value: Any) -> Any:
         """Called by the pickler for everything but exact built-in scalars and containers."""
         cls = type(value)
@@ -49,14 +55,29 @@ class _DataPickler(Pickler):
             return reducer(value)
         if cls is _Function and value in _RESTORER_FUNCTIONS:
             return NotImplemented  # by its name, as pickle does it
+        lending = self.lending
+        if lending is not None:
+            reference = lending.reduce(value, self.lends_callables, self.lent)
+            if reference is not None:
+                return RESTORERS[reference[0]], reference[1]
         raise Unsupported(value)
 
 
 class Encoder:
     """Values -> bytes. Reused from call to call, because setting one up costs more than a small value; so it is
-    for one thread at a time."""
+    for one thread at a time.
 
-    def __init__(self) -> None:
+    Args:
+        lending: lends what does not cross by value; without it, that is an error.
+
+    Attributes:
+        lends_callables: lend callables too, as in arguments; else only iterators and what ``ref`` was called on.
+    """
+
+    def __init__(self, lending: Optional[Lending] = None) -> None:
+        self._lending = lending
+        self.lends_callables = False
+        self._lent: List[Any] = []
         self._chunks: List[bytes] = []
         self._buffers: List[memoryview] = []
         self.has_buffers = self._buffers  # true while there are some
@@ -64,6 +85,9 @@ class Encoder:
 
     def _reset(self) -> None:
         self._pickler = _DataPickler(_Sink(self._chunks), 5, buffer_callback=self._take_buffer)
+        self._pickler.lending = self._lending
+        self._pickler.lends_callables = self.lends_callables
+        self._pickler.lent = self._lent
         self._dump = self._pickler.dump
         self._clear = self._pickler.clear_memo
 
@@ -87,12 +111,27 @@ class Encoder:
         except BaseException:
             chunks.clear()
             self._buffers.clear()
+            self.take_back_lent()
             self._reset()
             raise
         self._clear()  # the memo would keep every part of the value alive
+        if self._lent:
+            self._lent.clear()
         payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         return payload
+
+    def for_arguments(self, lends_callables: bool) -> None:
+        """Whether what is encoded next are arguments, in which callables are lent, or results."""
+        self.lends_callables = self._pickler.lends_callables = lends_callables
+
+    def take_back_lent(self) -> None:
+        """What the last value lent is not lent after all: it was not sent."""
+        lending = self._lending
+        if lending is not None:
+            for number in self._lent:
+                lending.take_back(number, 1)
+            self._lent.clear()
 
     def take_buffers(self) -> Sequence[memoryview]:
         """The out-of-band buffers of the last encoded value; ``has_buffers`` tells cheaply whether there are any."""
@@ -119,11 +158,17 @@ class _Missing:
 
 class _DataUnpickler(Unpickler):
     missing: Optional[List[_Missing]] = None
+    lending: Optional[Lending] = None
 
     def find_class(self, module: str, name: str) -> Any:
         if module == adapters.__name__:
             if name == "restore_registered":
                 return self._restore_registered
+            if self.lending is not None:
+                if name == "restore_lent":
+                    return self.lending.borrow
+                if name == "restore_own":
+                    return self.lending.own
             restorer = RESTORERS.get(name)
             if restorer is not None:
                 return restorer
@@ -149,10 +194,12 @@ class Decoder:
     Args:
         checked: check every opcode first (``guard``), as the host does with what workers send.
         side: what to call this side in messages.
+        lending: knows what references mean; without it they are refused.
     """
 
-    def __init__(self, checked: bool, side: str) -> None:
+    def __init__(self, checked: bool, side: str, lending: Optional[Lending] = None) -> None:
         self._side = side
+        self._lending = lending
         self._is_plain: Optional[Callable[[Bytes], object]] = None
         if checked:
             from .guard import check, is_plain
@@ -182,6 +229,7 @@ class Decoder:
             else:
                 self._check(payload)
             unpickler = _DataUnpickler(BytesIO(payload), buffers=buffers)
+            unpickler.lending = self._lending
             value = unpickler.load()
             if unpickler.missing is not None:
                 self._refuse_missing(value, unpickler.missing[0], labels)

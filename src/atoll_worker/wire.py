@@ -11,9 +11,13 @@ A **frame** is a header of 16 bytes, a payload, a buffer table and the buffers (
 
 A single zero byte where a frame would begin is a **wake**: it carries nothing and is skipped (see ``lane``).
 
-Two peers: the **client** asks, the **server** (the worker) answers, one call at a time; ``TRANSITIONS`` is the
-whole of it. HELLO's payload is ``HELLO_PAYLOAD``: magic, wire version, a bit per codec. Call ids grow by one, and
-a reply carries the id of its call.
+Two peers: the **client** (the host) and the **server** (the worker). Exactly one of them has the turn. The client
+calls; whoever was called has the turn, and either answers or calls back, one level deeper, which gives the other the
+turn; an answer is always to the innermost call. So calls nest like those of functions, nothing is ever in flight in
+both directions, and a re-entrant call cannot deadlock. ``CLIENT_SENDS`` and ``SERVER_SENDS`` are the whole of it.
+
+HELLO's payload is ``HELLO_PAYLOAD``: magic, wire version, a bit per codec. The low 48 bits of a call id count the
+client's calls from 1, the high 16 tell how deep it is nested; an answer carries the id of its call.
 """
 
 from __future__ import annotations
@@ -47,9 +51,10 @@ RESULT = 5
 ERROR = 6
 PING = 32
 PONG = 33
-STACKS = 34
-STACKS_REPLY = 35
 PHASE = 36
+CANCEL = 37
+LOG = 38
+RELEASE = 39
 
 KIND_NAMES = {
     HELLO: "HELLO",
@@ -60,9 +65,10 @@ KIND_NAMES = {
     ERROR: "ERROR",
     PING: "PING",
     PONG: "PONG",
-    STACKS: "STACKS",
-    STACKS_REPLY: "STACKS_REPLY",
     PHASE: "PHASE",
+    CANCEL: "CANCEL",
+    LOG: "LOG",
+    RELEASE: "RELEASE",
 }
 
 # Codecs of a payload.
@@ -77,22 +83,37 @@ MAX_PAYLOAD = 1 << 30
 MAX_BUFFERS = 4096
 MAX_BUFFER = 1 << 36
 MAX_FRAME = 1 << 37
+MAX_DEPTH = 250  # of nested calls
+
+# Payload of CANCEL: index of the data connection, and 1 to interrupt also what asks for cancellation by itself.
+CANCEL_PAYLOAD = Struct("<IB")
+# Payload of RELEASE: pairs of the number of a lent object and how often it was received.
+RELEASED = Struct("<QQ")
+
+CALL_NUMBER = (1 << 48) - 1
+_DEPTH_STEP = 1 << 48
 
 # States of a conversation.
 START = "START"
 GREETED = "GREETED"
 OPEN = "OPEN"
 LOADING = "LOADING"
-IDLE = "IDLE"
-CALLING = "CALLING"
+IDLE = "IDLE"  # no call is open; the client has the turn
+CALLING = "CALLING"  # one call is; the server has the turn
+ASKING = "ASKING"  # the server called back, perhaps from a nested call; the client has the turn
+NESTED = "NESTED"  # the client called within a call back; the server has the turn
 FAILED = "FAILED"
 
 # (state, kind) -> next state, for what the client sends and what the server sends. A peer applies the first table
 # to what it sends if it is the client, to what it receives if it is the server; and the second the other way round.
+# Where the client answers, the state is CALLING again once no deeper call is open (`_after`).
 CLIENT_SENDS = {
     (START, HELLO): GREETED,
     (OPEN, LOAD): LOADING,
     (IDLE, CALL): CALLING,
+    (ASKING, CALL): NESTED,
+    (ASKING, RESULT): NESTED,
+    (ASKING, ERROR): NESTED,
 }
 SERVER_SENDS = {
     (GREETED, HELLO): OPEN,
@@ -100,6 +121,10 @@ SERVER_SENDS = {
     (LOADING, ERROR): FAILED,
     (CALLING, RESULT): IDLE,
     (CALLING, ERROR): IDLE,
+    (CALLING, CALL): ASKING,
+    (NESTED, CALL): ASKING,
+    (NESTED, RESULT): ASKING,
+    (NESTED, ERROR): ASKING,
 }
 
 
@@ -172,6 +197,10 @@ class Conversation:
     """What may be sent and received, and when. One per data connection; ``role`` is ``"client"`` or ``"server"``.
 
     ``sending`` and ``received`` are to be told of every frame; they raise if it is out of turn.
+
+    Attributes:
+        state: see the constants above.
+        call_id: of the innermost open call; when none is, of the last one.
     """
 
     __slots__ = ("_receives", "_sends", "call_id", "is_client", "state")
@@ -183,6 +212,13 @@ class Conversation:
         self.state = START
         self.call_id = 0
 
+    @property
+    def depth(self) -> int:
+        """How many calls are open."""
+        if self.state in (CALLING, ASKING, NESTED):
+            return (self.call_id >> 48) + 1
+        return 0
+
     def sending(self, kind: int) -> int:
         """The call id that a frame of this kind must carry now.
 
@@ -192,10 +228,11 @@ class Conversation:
         state = self._sends.get((self.state, kind))
         if state is None:
             raise LocalProtocolError(f"{KIND_NAMES.get(kind, kind)} cannot be sent in state {self.state}")
-        self.state = state
-        if kind == CALL:
-            self.call_id += 1
-        return self.call_id
+        if kind == CALL and self.depth >= MAX_DEPTH:
+            raise LocalProtocolError(f"calls that call back are nested {MAX_DEPTH} deep; no more are allowed")
+        call_id = self._id_of(kind)
+        self._after(kind, state)
+        return call_id
 
     def received(self, kind: int, codec: int, call_id: int) -> None:
         """Take note of a received frame.
@@ -206,15 +243,30 @@ class Conversation:
         state = self._receives.get((self.state, kind))
         if state is None:
             raise RemoteProtocolError(f"{KIND_NAMES.get(kind, kind)} came in state {self.state}")
-        expected = self.call_id + 1 if kind == CALL else self.call_id
+        expected = self._id_of(kind)
         if call_id != expected:
             raise RemoteProtocolError(
                 f"{KIND_NAMES[kind]} carries call id {call_id}, but {expected} is the one in turn"
             )
         if codec not in _KNOWN_CODECS:
             raise RemoteProtocolError(f"{KIND_NAMES[kind]} uses unknown codec {codec}")
+        if kind == CALL and self.depth >= MAX_DEPTH:
+            raise RemoteProtocolError(f"calls that call back are nested more than {MAX_DEPTH} deep")
+        self._after(kind, state)
+
+    def _id_of(self, kind: int) -> int:
+        if kind != CALL:
+            return self.call_id
+        return self.call_id + (1 if self.state is IDLE else _DEPTH_STEP)
+
+    def _after(self, kind: int, state: str) -> None:
+        if kind == CALL:
+            self.call_id = self._id_of(CALL)
+        elif self.state in (ASKING, NESTED):
+            self.call_id -= _DEPTH_STEP
+            if self.call_id < _DEPTH_STEP:
+                state = CALLING
         self.state = state
-        self.call_id = expected
 
 
 class FrameReader:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from atoll_worker.service import why_not_plain
-
 from ..errors import FunctionSourceError
 
 _ONLY_DECORATOR = (
@@ -63,7 +61,7 @@ def source_of(function: Callable[..., Any]) -> FunctionSource:
             "write a function that calls it"
         )
     name = function.__name__
-    _refuse_what_is_not_plain(function, name)
+    _refuse_method(function, name)
     node, lines = _find_node(function, code, name)
     if isinstance(node, ast.Lambda):
         name = "lambda_"
@@ -76,10 +74,7 @@ def source_of(function: Callable[..., Any]) -> FunctionSource:
     return FunctionSource(name, source, code.co_filename, line, module)
 
 
-def _refuse_what_is_not_plain(function: Callable[..., Any], name: str) -> None:
-    not_plain = why_not_plain(function)
-    if not_plain is not None:
-        raise FunctionSourceError(not_plain)
+def _refuse_method(function: Callable[..., Any], name: str) -> None:
     around = function.__qualname__.rpartition(".")[0]
     if around and not around.endswith("<locals>") and name != "<lambda>":
         shown = function.__qualname__.rpartition("<locals>.")[2]
@@ -91,7 +86,7 @@ def _refuse_what_is_not_plain(function: Callable[..., Any], name: str) -> None:
 
 def _find_node(
     function: Callable[..., Any], code: CodeType, name: str
-) -> tuple[ast.FunctionDef | ast.Lambda, list[str]]:
+) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, list[str]]:
     """The node that defines the function, in the tree of its whole file, and the file's lines."""
     lines = linecache.getlines(code.co_filename, getattr(function, "__globals__", None))
     if not lines:
@@ -116,7 +111,7 @@ def _find_node(
             "was the file changed after it was imported?"
         )
     node = found[0]
-    assert isinstance(node, (ast.FunctionDef, ast.Lambda))
+    assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
     return node, lines
 
 
@@ -131,13 +126,13 @@ def _defines(node: ast.AST, code: CodeType, name: str) -> bool:
         ends = (body.end_lineno or 0, body.end_col_offset or 0)
         inside = [p for p in positions if starts <= (p[0] or 0, p[2] or 0) and (p[1] or 0, p[3] or 0) <= ends]
         return node.lineno == code.co_firstlineno and len(inside) >= 1 and starts in [(p[0], p[2]) for p in inside]
-    if isinstance(node, ast.FunctionDef):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         return node.name == name and first == code.co_firstlineno
     return False
 
 
-def _definition_text(node: ast.FunctionDef, lines: list[str]) -> tuple[str, int]:
+def _definition_text(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, int]:
     """The text from ``def`` on, and its first line. Indented text is put under an ``if``, not dedented: that would
     change strings of several lines."""
     assert node.end_lineno is not None
@@ -155,13 +150,13 @@ def _lambda_text(node: ast.Lambda, name: str, lines: list[str]) -> str:
     return f"{name} = ({text})\n"
 
 
-def _refuse_decorators(node: ast.FunctionDef) -> None:
+def _refuse_decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
     if len(node.decorator_list) > 1:
         names = ", ".join("@" + ast.unparse(one) for one in node.decorator_list)
         raise FunctionSourceError(f"{node.name!r} has several decorators ({names}); {_ONLY_DECORATOR}")
 
 
-def _refuse_outside_names(function: Any, node: ast.FunctionDef | ast.Lambda, source: str, name: str) -> None:
+def _refuse_outside_names(function: Any, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, source: str, name: str) -> None:
     # Its own name is there: what recurses finds itself.
     free = tuple(one for one in function.__code__.co_freevars if one != name)
     if free:

@@ -302,9 +302,10 @@ class Pool:
         try:
             own = described.get("atoll")
             if own is None:
-                from .remote_error import rebuild
+                from atoll_worker.rebuilding import rebuild
 
-                error: Exception = rebuild(described, self._service, worker.process.pid)
+                pid = worker.process.pid
+                error: Exception = rebuild(described, self._service, pid, f"<worker of {self._service!r}, pid {pid}>")
             elif own == "FunctionNotFound":
                 error = self.not_found(function, worker)
             else:
@@ -360,13 +361,18 @@ class Pool:
             worker.process.abandon(STOP_GRACE)
 
 
+def pools() -> list[Pool]:
+    """The pools of this process that are in use: neither closed nor collected."""
+    return list(_pools)
+
+
 def shutdown(grace: float = STOP_GRACE) -> None:
     """Close every pool of this process, side by side: at most ``grace`` seconds for all. Idempotent."""
-    pools = list(_pools)
-    for pool in pools:
+    closing = pools()
+    for pool in closing:
         pool.hang_up()
     deadline = time.monotonic() + grace
-    for pool in pools:
+    for pool in closing:
         pool.close(max(0.0, deadline - time.monotonic()))
 
 

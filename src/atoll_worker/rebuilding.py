@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A described exception (``atoll_worker.errors.describe_exception``) -> an exception to raise in the host.
+"""A described exception (``errors.describe_exception``) -> an exception to raise on this side.
 
 No class path from the other side is ever imported: classes are builtins, or were registered here. Nothing of a
 registered class's or builtin's ``__init__`` needs to succeed.
@@ -11,44 +11,52 @@ import ast
 import builtins
 import linecache
 from types import CodeType, TracebackType
-from typing import Any
 
-from atoll_worker.registry import by_name
+from .errors import RemoteError
+from .registry import by_name
 
-from ..errors import RemoteError
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-# Raised in the host these would not mean "the function failed" but do something: end the program, end a loop.
+# Raised on this side these would not mean "the function failed" but do something: end the program, end a loop.
 _NEVER_AS_THEMSELVES = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
+
+_BaseExceptionGroup = getattr(builtins, "BaseExceptionGroup", None)  # from Python 3.11 on
 
 _classes: dict[tuple[str, type[BaseException] | None], type[RemoteError]] = {}
 
 
-def rebuild(described: dict[str, Any], service: str, pid: int) -> RemoteError:
-    """The exception to raise for what a worker described.
+def rebuild(described: dict[str, Any], service: str, pid: int, place: str) -> RemoteError:
+    """The exception to raise for what the other side described.
 
     Args:
-        described: see ``describe_exception``; its ``text`` is the traceback as the worker printed it.
+        described: see ``describe_exception``; its ``text`` is the traceback as the other side printed it.
         service: name of the service.
-        pid: process id of the worker.
+        pid: process id of the other side.
+        place: what to call the other side in the traceback.
     """
-    error = _rebuild_one(described, service, pid)
+    error = _rebuild_one(described, service, pid, place)
     error.remote_traceback = str(described.get("text", ""))
     return error
 
 
-def _rebuild_one(described: dict[str, Any], service: str, pid: int) -> RemoteError:
-    error = _instance(described, [_rebuild_one(one, service, pid) for one in described.get("exceptions", ())])
+def _rebuild_one(described: dict[str, Any], service: str, pid: int, place: str) -> RemoteError:
+    error = _instance(described, [_rebuild_one(one, service, pid, place) for one in described.get("exceptions", ())])
     name, module = str(described["type"]), str(described["module"])
     error.type_name = name if module == "builtins" else f"{module}.{name}"
     error.service = service
     error.pid = pid
     for note in described["notes"]:
-        error.add_note(note)
-    error.__traceback__ = _traceback(described["frames"], f"<worker of {service!r}, pid {pid}>")
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        else:  # before Python 3.11
+            error.__dict__.setdefault("__notes__", []).append(note)
+    error.__traceback__ = _traceback(described["frames"], place)
     if "context" in described:
-        error.__context__ = _rebuild_one(described["context"], service, pid)
+        error.__context__ = _rebuild_one(described["context"], service, pid, place)
     if "cause" in described:
-        error.__cause__ = _rebuild_one(described["cause"], service, pid)
+        error.__cause__ = _rebuild_one(described["cause"], service, pid, place)
     error.__suppress_context__ = described["suppress_context"]
     return error
 
@@ -59,7 +67,7 @@ def _instance(described: dict[str, Any], members: list[RemoteError]) -> RemoteEr
     cls = _class_for(str(described["type"]), original)
     message = str(described["message"])
     error: RemoteError
-    if original is not None and issubclass(original, BaseExceptionGroup):
+    if original is not None and _BaseExceptionGroup is not None and issubclass(original, _BaseExceptionGroup):
         if not members:
             original, cls = None, _class_for(str(described["type"]), None)
         else:
@@ -102,7 +110,7 @@ def _original_class(described: dict[str, Any]) -> type[BaseException] | None:
         if isinstance(cls, type) and issubclass(cls, BaseException):
             if issubclass(cls, _NEVER_AS_THEMSELVES) or cls in (BaseException, Exception):
                 return None
-            if cls is BaseExceptionGroup:
+            if cls is _BaseExceptionGroup:
                 return None  # may hold what must not be raised here
             return cls
     return None
@@ -116,7 +124,7 @@ def _class_for(name: str, original: type[BaseException] | None) -> type[RemoteEr
         namespace = {
             "__module__": "atoll.remote",
             "__qualname__": name,
-            "__doc__": f"{name}, raised in a worker.",
+            "__doc__": f"{name}, raised on the other side.",
             "__str__": _str,
             "__reduce__": _reduce,
         }
@@ -182,9 +190,8 @@ _RAISING = _without_columns("raise LookupError")
 
 
 def _entry(filename: str, line: int, function: str, text: str, below: TracebackType | None) -> TracebackType | None:
-    code: CodeType = _RAISING.replace(
-        co_filename=filename, co_name=function, co_qualname=function, co_firstlineno=max(line, 1)
-    )
+    names = {"co_name": function, "co_qualname": function} if hasattr(_RAISING, "co_qualname") else {"co_name": function}
+    code: CodeType = _RAISING.replace(co_filename=filename, co_firstlineno=max(line, 1), **names)  # type: ignore[arg-type]
     try:
         exec(code, {"__name__": "atoll.remote"})  # noqa: S102 - the code is the one raise statement above
     except LookupError as error:
