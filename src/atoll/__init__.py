@@ -46,10 +46,12 @@ from .errors import (
     RemoteError,
     RemoteProtocolError,
     ResolutionError,
+    SandboxUnavailable,
     ServiceClosed,
     ValuesError,
     WorkerDied,
     WorkerError,
+    WorkerOutOfMemory,
     WorkerStartError,
 )
 from .pool.pool import shutdown
@@ -82,6 +84,7 @@ __all__ = [
     "RemoteFunction",
     "RemoteProtocolError",
     "ResolutionError",
+    "SandboxUnavailable",
     "Restart",
     "Sandbox",
     "Service",
@@ -90,6 +93,7 @@ __all__ = [
     "ValuesError",
     "WorkerDied",
     "WorkerError",
+    "WorkerOutOfMemory",
     "WorkerStartError",
     "__version__",
     "function",

@@ -215,12 +215,11 @@ def _size_text(size: int) -> str:
     """Bytes, as people read them: decimal units, three digits."""
     if size < 1000:
         return f"{size} bytes"
-    number = float(size)
-    for unit in ("kB", "MB", "GB", "TB"):
+    number, units = size / 1000, ["kB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
         number /= 1000
-        if number < 999.5:
-            break
-    return f"{number:.3g} {unit}"
+        units.pop(0)
+    return f"{number:.3g} {units[0]}"
 
 
 class CallTimeout(AtollError, TimeoutError):

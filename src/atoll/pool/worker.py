@@ -16,8 +16,17 @@ from atoll_worker.connection import Connection, ConnectionClosed, DeadlinePassed
 from atoll_worker.values import Decoder, Encoder
 
 from ..environments import Environment, check_drift
-from ..errors import ProtocolError, WorkerDied, WorkerStartError
-from ..processes import Mover, WorkerProcess, start_process
+from ..errors import ProtocolError, WorkerDied, WorkerOutOfMemory, WorkerStartError
+from ..processes import (
+    Limits,
+    Mover,
+    SandboxPolicy,
+    WorkerProcess,
+    is_broad,
+    sandbox_environ,
+    start_process,
+    thread_variables,
+)
 
 # Seconds for a process that closed its connection to be seen to have ended; else it is ended.
 _END_GRACE = 1.0
@@ -36,6 +45,8 @@ class WorkerPlan:
     service_folders: tuple[str, ...]
     env_vars: Mapping[str, str]
     start_timeout: float
+    limits: Limits | None = None
+    sandbox: SandboxPolicy | None = None
 
 
 class Worker:
@@ -68,6 +79,9 @@ class Worker:
                 _environ(plan),
                 use_lane=os.environ.get("ATOLL_LANE", "1") != "0",
                 spin=os.environ.get("ATOLL_SPIN", "1") != "0",
+                limits=plan.limits,
+                sandbox=plan.sandbox,
+                needed=_needed(plan) if plan.sandbox is not None else (),
             )
         except OSError as error:
             raise WorkerStartError(
@@ -80,9 +94,9 @@ class Worker:
             "client",
             spin=os.environ.get("ATOLL_SPIN", "1") != "0",
         )
-        self.connection.on_together = Mover(self.process.pid)
         try:
             self._greet(deadline)
+            self.connection.on_together = Mover(self.process.python_pid)
         except BaseException:
             self.kill()
             raise
@@ -132,6 +146,18 @@ class Worker:
             process.kill()
             process.exited.wait(_END_GRACE)
             detail = "it had closed its connection, and was stopped"
+        if process.out_of_memory is not None:
+            limit, use = process.out_of_memory
+            raise WorkerOutOfMemory(
+                self._plan.service,
+                process.pid,
+                limit=limit,
+                use=use,
+                phase=self._phase(phase),
+                exit_code=process.exit_code,
+                signal=process.signal,
+                stderr=process.last_stderr(),
+            ) from None
         raise WorkerDied(
             self._plan.service,
             process.pid,
@@ -154,7 +180,7 @@ class Worker:
         """The Python stacks of the worker's threads, for a message; empty if it does not answer in time."""
         from ..processes.stacks import for_message, python_stacks
 
-        return for_message(python_stacks(self.process.pid, _STACKS_GRACE))
+        return for_message(python_stacks(self.process.python_pid, _STACKS_GRACE))
 
     def _read_control(self, timeout: float) -> list[wire.Frame]:
         control = self.process.control
@@ -199,5 +225,17 @@ def _environ(plan: WorkerPlan) -> dict[str, str]:
             [os.path.dirname(plan.environment.python), *filter(None, [environ.get("PATH")])]
         )
         environ["VIRTUAL_ENV"] = plan.environment.prefix
+    environ.update(thread_variables(plan.limits))
+    if plan.sandbox is not None:
+        return sandbox_environ(environ, {**thread_variables(plan.limits), **plan.env_vars})
     environ.update(plan.env_vars)
     return environ
+
+
+def _needed(plan: WorkerPlan) -> list[str]:
+    """What a worker reads, and must therefore see in a sandbox: its environment, and its service's files."""
+    needed = [plan.environment.prefix, *plan.environment.site_packages]
+    needed += [folder for folder in (*plan.service_folders, *plan.sys_path) if not is_broad(folder)]
+    if plan.entry["kind"] == "file":
+        needed.append(plan.entry["path"])  # by itself, should its folder hold too much else
+    return needed

@@ -6,8 +6,26 @@ What belongs here: everything that knows what a process is. What does not: what 
 
 from __future__ import annotations
 
+from .limits import Limits, thread_variables
 from .process import DataConnection, WorkerProcess, start_process
 from .processors import Mover
+from .sandbox import SandboxPolicy, is_broad, sandbox_environ
+from .usage import Usage, tree_memory, tree_rss, usage
 from .warden import warden
 
-__all__ = ["DataConnection", "Mover", "WorkerProcess", "start_process", "warden"]
+__all__ = [
+    "DataConnection",
+    "Limits",
+    "Mover",
+    "SandboxPolicy",
+    "Usage",
+    "WorkerProcess",
+    "is_broad",
+    "sandbox_environ",
+    "start_process",
+    "thread_variables",
+    "tree_memory",
+    "tree_rss",
+    "usage",
+    "warden",
+]

@@ -20,7 +20,10 @@ import atoll_worker
 from atoll_worker import lane as lane_module
 from atoll_worker.lane import Lane
 
+from .cgroups import WorkerGroup
+from .limits import Limits, apply_limits
 from .output import Stream, output_reader
+from .sandbox import Gate, SandboxPolicy, sandboxed_process, wrap
 from .tree import kill_tree
 from .warden import warden
 
@@ -28,6 +31,9 @@ _ENTRY = os.path.join(os.path.dirname(os.path.abspath(atoll_worker.__file__)), "
 
 # Seconds to wait, once a process has ended, for the rest of what it printed.
 _LAST_WORDS = 0.5
+
+# Seconds for a process that was killed to have ended.
+_KILL_PATIENCE = 5.0
 
 _alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
@@ -48,6 +54,7 @@ class WorkerProcess:
         control: the host's end of its control connection.
         exited: set once it has ended and was reaped.
         exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
+        out_of_memory: its limit and what it held, in bytes, if it was killed for holding more; set before ``exited``.
     """
 
     def __init__(
@@ -57,6 +64,8 @@ class WorkerProcess:
         control: socket.socket,
         lifeline: int,
         streams: Sequence[Stream],
+        *,
+        is_sandboxed: bool = False,
     ) -> None:
         self.pid = pid
         self.connections = connections
@@ -65,6 +74,10 @@ class WorkerProcess:
         self.has_exited = False  # as `exited.is_set()`, at a tenth of its price
         self.exit_code: int | None = None
         self.signal: int | None = None
+        self.out_of_memory: tuple[int, int] | None = None
+        self._group: WorkerGroup | None = None
+        self._is_sandboxed = is_sandboxed
+        self._python_pid: int | None = None
         self._lifeline = lifeline
         self._streams = streams
         self._reaped = False
@@ -83,13 +96,18 @@ class WorkerProcess:
             except ChildProcessError:
                 status = None  # SIGCHLD is ignored in this process, or somebody waits for any child
             self._reaped = True
+        if status is not None and self._is_sandboxed and 128 < status < 128 + signal.NSIG:
+            status = 128 - status  # how bubblewrap passes on that a signal ended what it ran
         if status is not None and status < 0:
             self.signal = -status
         else:
             self.exit_code = status
+        if self._group is not None:
+            self.out_of_memory = self._group.out_of_memory()
+            self._group.remove()
         os.close(self._lifeline)
         # A descendant may still hold the other ends: callers must not wait for it.
-        for sock in (*(one.sock for one in self.connections), self.control):
+        for sock in self._sockets():
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             if self._abandoned:
@@ -103,6 +121,25 @@ class WorkerProcess:
                 output_reader().drop(stream)
 
         warden().after(2 * _LAST_WORDS, drop)
+
+    @property
+    def python_pid(self) -> int:
+        """Process id of the interpreter: ``pid``, except in a sandbox, where that is its keeper's. Known for certain
+        once it greeted; ``pid`` until then."""
+        if not self._is_sandboxed:
+            return self.pid
+        if self._python_pid is None:
+            self._python_pid = sandboxed_process(self.pid)
+        return self._python_pid or self.pid
+
+    def join(self, group: WorkerGroup | None) -> None:
+        """It was put into this group, which is to be removed at its end."""
+        with self._kill_lock:
+            if not self._reaped:
+                self._group = group
+                return
+        if group is not None:
+            group.remove()
 
     def kill(self) -> None:
         """SIGKILL to the whole tree. Does nothing if the process was reaped already."""
@@ -139,8 +176,15 @@ class WorkerProcess:
         alive for as long as this child lives."""
         with contextlib.suppress(OSError):
             os.close(self._lifeline)
-        for sock in (*(one.sock for one in self.connections), self.control):
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        for sock in self._sockets():
             sock.close()
+
+    def _sockets(self) -> list[socket.socket]:
+        return [*(one.sock for one in self.connections), self.control]
 
 
 def start_process(
@@ -151,6 +195,9 @@ def start_process(
     connections: int = 1,
     use_lane: bool = True,
     spin: bool = True,
+    limits: Limits | None = None,
+    sandbox: SandboxPolicy | None = None,
+    needed: Sequence[str] = (),
 ) -> WorkerProcess:
     """Spawn a worker process; it greets over its first data connection when it is up.
 
@@ -161,9 +208,14 @@ def start_process(
         connections: how many data connections it gets, one for each call that it may answer at a time.
         use_lane: give each a fast lane, where there can be one.
         spin: let it poll before it sleeps.
+        limits: what it may use; in force before any of the user's code runs.
+        sandbox: what it may reach; None to not shut it in.
+        needed: files and folders that it reads, and must see in a sandbox: its environment's and its service's.
 
     Raises:
         OSError: it cannot be started; the message says why.
+        WorkerStartError: a limit cannot be set.
+        SandboxUnavailable: a sandbox was asked for, and there can be none.
     """
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         # A daemon may have closed its standard descriptors. Ours must not get their numbers: the child's own standard
@@ -196,6 +248,15 @@ def start_process(
                 passed.append(lane_fd)
             data.append(DataConnection(sock, lane))
             command.append(f"{worker_sock.fileno()}:{lane_fd}")
+        gate = None
+        if sandbox is not None:
+            memory = limits.memory if limits is not None else None
+            command = wrap(command, sandbox, [*needed, os.path.dirname(_ENTRY)], memory=memory)
+            gate = Gate()
+            ours.callback(gate.close)
+            theirs.callback(gate.close_theirs)
+            command[1:1] = gate.options()
+            passed += gate.passed
 
         def spawn() -> WorkerProcess:
             child = subprocess.Popen(
@@ -212,16 +273,30 @@ def start_process(
             streams = [
                 Stream(fd, service, child.pid, name) for fd, name in ((out_read, "stdout"), (err_read, "stderr"))
             ]
-            process = WorkerProcess(child.pid, data, control, lifeline, streams)
+            process = WorkerProcess(child.pid, data, control, lifeline, streams, is_sandboxed=sandbox is not None)
             warden().watch(process)
             return process
 
         process = warden().run(spawn)
+        # From here on the process has what is its own, and lets go of it at its end.
         ours.pop_all()
         for stream in process._streams:
             output_reader().add(stream)
         _alive.add(process)
-        return process
+    try:
+        if gate is not None:
+            gate.wait()
+        if limits is not None:
+            process.join(apply_limits(process, limits))
+    except BaseException:
+        process.kill()
+        process.exited.wait(_KILL_PATIENCE)
+        process.close()
+        raise
+    finally:
+        if gate is not None:
+            gate.close()  # which lets it begin
+    return process
 
 
 def _after_fork() -> None:

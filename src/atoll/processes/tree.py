@@ -6,26 +6,33 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children of ``pid``, as the kernel lists them now, those of a thread in the order in which
+    they came. Empty where it does not."""
+    found: list[int] = []
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    for task in tasks:
+        try:
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                found += [int(word) for word in file.read().split()]
+        except (OSError, ValueError):
+            continue
+    return found
 
 
 def descendants(pid: int) -> list[int]:
-    """Process ids of all living descendants of ``pid``, as the kernel lists them now. Empty where it does not."""
+    """Process ids of all living descendants of ``pid``. Empty where the kernel does not list them."""
     found: list[int] = []
     queue = [pid]
     while queue:
-        parent = queue.pop()
-        try:
-            tasks = list(Path(f"/proc/{parent}/task").iterdir())
-        except OSError:
-            continue
-        for task in tasks:
-            try:
-                children = [int(word) for word in (task / "children").read_text().split()]
-            except (OSError, ValueError):
-                continue
-            found += children
-            queue += children
+        new = children(queue.pop())
+        found += new
+        queue += new
     return found
 
 
