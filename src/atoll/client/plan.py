@@ -12,6 +12,7 @@ from ..environments import Environment, environment_request, open_environment
 from ..errors import ManifestError
 from ..manifest import ServiceSpec
 from ..pool.worker import WorkerPlan
+from ..processes import Limits
 from .source import FunctionSource
 
 
@@ -68,6 +69,8 @@ def _plan(
         service_folders=tuple(folders),
         env_vars=dict(spec.env_vars),
         start_timeout=spec.start_timeout,
+        limits=Limits(memory=spec.memory, cpus=spec.cpus, nice=spec.nice, open_files=spec.open_files) or None,
+        sandbox=spec.sandbox,
     )
 
 
