@@ -15,6 +15,7 @@ from .env import env
 from .manifest import manifest
 from .output import print_error
 from .stacks import stacks
+from .stubs import stubs
 
 app = typer.Typer(
     name="atoll",
@@ -27,6 +28,7 @@ app.add_typer(env, name="env")
 app.add_typer(manifest, name="manifest")
 app.command()(doctor)
 app.command()(stacks)
+app.command()(stubs)
 
 
 def _version(wanted: bool) -> None:

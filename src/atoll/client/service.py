@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..manifest import load_spec
 from ..pool import Pool
@@ -156,7 +156,7 @@ class Service(PoolOwner):
         worker = self._pool.worker
         return sorted({*super().__dir__(), *(worker.functions if worker is not None else ())})
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
