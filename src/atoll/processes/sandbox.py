@@ -133,7 +133,8 @@ def wrap(
     # What lies in another comes after it, and over it.
     arguments = [word for path in sorted(mounts, key=lambda path: path.split("/")) for word in mounts[path]]
     network = [] if policy.network else ["--unshare-net"]
-    return [bwrap, *_SHUT_IN, *network, *arguments, "--", *command]
+    # The folders that lead to the mounts lie in memory, and are not for keeping anything either.
+    return [bwrap, *_SHUT_IN, *network, *arguments, "--remount-ro", "/", "--", *command]
 
 
 class Gate:
