@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ManifestError
 from .output import console
 
 
@@ -28,7 +29,7 @@ def stubs(
 
     Read from the service's text alone: nothing is built or run.
     """
-    from ..client.stubs import client_file, client_module
+    from ..client.stubs import client_file, client_module, is_client
 
     if stdout and check:
         raise typer.BadParameter("--stdout and --check: choose one of them")
@@ -38,9 +39,11 @@ def stubs(
         sys.stdout.write(text)
         return
     try:
-        current = file.read_text(encoding="utf-8")
+        current = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         current = None
+    except OSError as error:
+        raise ManifestError(f"{file} cannot be read: {error.strerror}") from error
     if check:
         if current != text:
             state = "out of date" if current is not None else "not there"
@@ -51,5 +54,10 @@ def stubs(
     if current == text:
         console().print(f"✓ {file} was up to date", soft_wrap=True)
         return
-    file.write_text(text, encoding="utf-8")
+    if current is not None and not is_client(current):
+        raise ManifestError(f"{file} was not written by atoll stubs: move it away, or choose another file with -o")
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ManifestError(f"{file} cannot be written: {error.strerror}") from error
     console().print(f"✓ {file} written", soft_wrap=True)

@@ -25,6 +25,9 @@ _TAKEN = ("TYPE_CHECKING", "atoll", "connect", "functools", "os", "_NoSuchFuncti
 
 _WIDTH = 120
 
+# No linter and no formatter changes what --check compares.
+_FIRST_LINES = "# ruff: noqa\n# fmt: off\n"
+
 
 def client_file(source: str) -> str:
     """Where a service's client is written if nothing else is said: beside its file or ``service.yaml``, and in this
@@ -39,6 +42,11 @@ def client_file(source: str) -> str:
     if spec.folder is not None and not _split(source)[0].endswith(".py"):
         name = spec.name  # of a folder: there, service.py is what the file is called in every one
     return os.path.join(spec.folder or os.getcwd(), f"{_identifier(name)}_client.py")
+
+
+def is_client(text: str) -> bool:
+    """Whether a file holds what ``client_module`` wrote, for whatever service, so that it may be written anew."""
+    return text.startswith(f'{_FIRST_LINES}"""A typed client of the service ')
 
 
 def client_module(source: str, output: str) -> str:
@@ -128,7 +136,7 @@ def client_module(source: str, output: str) -> str:
         "# Takes the options of atoll.Service.",
         f"connect = functools.partial({class_name}, _SOURCE)",
     ]
-    return "# ruff: noqa\n# fmt: off\n" + "\n".join(lines) + "\n"
+    return _FIRST_LINES + "\n".join(lines) + "\n"
 
 
 def _method(one: Exposed, text: ServiceText, translator: Translator) -> list[str]:
