@@ -13,12 +13,17 @@ import logging
 import os
 import select
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 
 # Lines kept per stream for error messages.
 KEPT_LINES = 40
 # A line is cut after this many bytes: a program may print without ever ending a line.
 LONGEST_LINE = 1 << 16
+# Functions that wait for the thread, and of these so many are run before it looks at the pipes again.
+MOST_POSTED = 10_000
+_POSTED_AT_ONCE = 500
 
 _LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
 
@@ -28,12 +33,18 @@ class Stream:
 
     def __init__(self, fd: int, service: str, pid: int, name: str) -> None:
         self.fd = fd
-        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        # The last lines, each with the time it arrived, in seconds since the epoch.
+        self.last: deque[tuple[float, str]] = deque(maxlen=KEPT_LINES)
         self.ended = threading.Event()
         self._logger = logging.getLogger(f"atoll.worker.{service}")
         self._extra = {"service": service, "worker_pid": pid, "stream": name}
         self._level = _LEVELS[name]
         self._rest = b""
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The last lines, oldest first."""
+        return [text for _, text in self.last.copy()]
 
     def read(self) -> bool:
         """Read once and log complete lines; False at the end of the stream."""
@@ -48,7 +59,8 @@ class Stream:
             lines.append(self._rest)
             self._rest = b""
         texts = [line.decode("utf-8", "backslashreplace").rstrip("\r") for line in lines]
-        self.last_lines.extend(texts)  # before any handler, which may take its time
+        now = time.time()
+        self.last.extend((now, text) for text in texts)  # before any handler, which may take its time
         for text in texts:
             # A handler or filter of the user's that raises: that is between the two of them.
             with contextlib.suppress(Exception):
@@ -67,6 +79,9 @@ class OutputReader:
         self._poll.register(self._wake_read, select.POLLIN)
         self._added: deque[Stream] = deque()
         self._dropped: deque[Stream] = deque()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._refused = 0
+        self._refused_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="atoll-output", daemon=True)
         self._thread.start()
 
@@ -79,6 +94,34 @@ class OutputReader:
         """Stop reading a stream that may never end, because a stray process still holds it."""
         self._dropped.append(stream)
         self._wake()
+
+    def post(self, function: Callable[[], None]) -> bool:
+        """Run a function, which calls log handlers, on the thread, after those posted before; never waits.
+
+        Returns:
+            False if it will not be run, because ``MOST_POSTED`` others wait. How many were not is logged then.
+        """
+        if len(self._posted) >= MOST_POSTED:
+            with self._refused_lock:
+                self._refused += 1
+            return False
+        self._posted.append(function)
+        self._wake()
+        return True
+
+    def _run_posted(self) -> None:
+        for _ in range(min(len(self._posted), _POSTED_AT_ONCE)):
+            with contextlib.suppress(Exception):
+                self._posted.popleft()()
+        if self._posted:
+            self._wake()
+        elif self._refused:
+            with self._refused_lock:
+                refused, self._refused = self._refused, 0
+            with contextlib.suppress(Exception):
+                logging.getLogger("atoll.worker").warning(
+                    "%d log records of workers were dropped: this process's log handlers did not keep up", refused
+                )
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -100,6 +143,7 @@ class OutputReader:
                 stream = self._dropped.popleft()
                 if self._streams.get(stream.fd) is stream:
                     self._end(stream)
+            self._run_posted()
 
     def _end(self, stream: Stream) -> None:
         del self._streams[stream.fd]
