@@ -7,6 +7,6 @@ sees of it (``atoll.client``), what a process is (``atoll.processes``).
 
 from __future__ import annotations
 
-from .pool import Pool
+from .pool import Pool, pools
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "pools"]
