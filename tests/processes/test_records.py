@@ -25,7 +25,7 @@ GOOD = (20, "INFO", "models.sd", 1_700_000_000.25, "loader", "loaded", "", "/srv
 
 def payload_of(*fields: object, **changed: object) -> bytes:
     """A payload as a worker would send it, with some fields other than usual."""
-    record = WorkerRecord(*GOOD)._replace(**changed) if not fields else fields
+    record = fields or WorkerRecord(*GOOD)._replace(**changed)  # type: ignore[arg-type]
     return pickle.dumps(tuple(record), 5)
 
 
