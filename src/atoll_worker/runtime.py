@@ -12,7 +12,7 @@ import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 from _thread import allocate_lock, get_ident, start_new_thread
 
-from . import completion, context, lifeline, stacks, used_names, wire
+from . import completion, context, lifeline, logs, stacks, used_names, wire
 from .channel import Channel, can_cross
 from .connection import Connection, ConnectionClosed
 from .context import WorkerLending
@@ -21,7 +21,7 @@ from .errors import ProtocolError, describe_exception, format_exception, remembe
 from .interruption import MainThread, OtherThread
 from .lane import Lane
 from .references import INVOKE, READ
-from .service import DESCRIBE, FunctionTable, is_coroutine_function, is_generator_function, run_to_end, table_of_module
+from .service import DESCRIBE, FunctionTable, is_coroutine_function, is_generator_function, is_idempotent, run_to_end, table_of_module
 from .values import Decoder, Encoder
 
 TYPE_CHECKING = False
@@ -172,6 +172,8 @@ class Runtime:
         connection = self.connections[0]
         spec: Dict[str, Any] = self._greet(connection)
         phase = "start"
+        send = self.control.outbox.send
+        logs.install(lambda call_id, payload: send(wire.LOG, call_id, payload), spec["log_level"], context.call_id_now)
         try:
             for entry in spec["sys_path"]:
                 if entry not in sys.path:
@@ -203,6 +205,7 @@ class Runtime:
             "loaded": _places(spec["watch"]),
             "functions": sorted(self.table.functions),
             "streams": sorted(name for name, one in self.table.functions.items() if is_generator_function(one)),
+            "idempotent": sorted(name for name, one in self.table.functions.items() if is_idempotent(one)),
             # Code that looks whether it was cancelled gets time to end by itself.
             "cooperative": "cancelled" in used_names,
         }

@@ -22,31 +22,37 @@ if TYPE_CHECKING:
 DESCRIBE = "__describe__"
 
 _MARK = "__atoll_exposed__"
+_IDEMPOTENT = "__atoll_idempotent__"
 
 if TYPE_CHECKING:
 
     @overload
     def expose(function: F, /) -> F: ...
     @overload
-    def expose(*, name: Optional[str] = None) -> Callable[[F], F]: ...
+    def expose(*, name: Optional[str] = None, idempotent: bool = False) -> Callable[[F], F]: ...
 
 
-def expose(function: Optional[F] = None, /, *, name: Optional[str] = None) -> Union[F, Callable[[F], F]]:
+def expose(
+    function: Optional[F] = None, /, *, name: Optional[str] = None, idempotent: bool = False
+) -> Union[F, Callable[[F], F]]:
     """Let a function, or a method of a ``Service``, be called from outside the worker.
+
+    It may be a plain function, a coroutine function, or a generator function of either kind, whose items are a stream.
 
     Args:
         function: what to expose.
         name: what callers call it; the function's own name if not given.
+        idempotent: calling it twice does no more than calling it once, so a caller may ask for retries.
 
     Raises:
         TypeError: not a function.
     """
     if function is None:
-        return lambda decorated: expose_as(decorated, name)
-    return expose_as(function, name)
+        return lambda decorated: expose_as(decorated, name, idempotent)
+    return expose_as(function, name, idempotent)
 
 
-def expose_as(function: F, name: Optional[str]) -> F:
+def expose_as(function: F, name: Optional[str], idempotent: bool = False) -> F:
     """``expose`` with its parameters in order."""
     inner: Any = function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
     if not callable(inner) or isinstance(inner, type):
@@ -56,6 +62,8 @@ def expose_as(function: F, name: Optional[str]) -> F:
         raise TypeError(f"@expose: {exposed!r} cannot be an exposed name; begin with a letter, use name=... if need be")
     try:
         setattr(inner, _MARK, exposed)
+        if idempotent:
+            setattr(inner, _IDEMPOTENT, True)
     except AttributeError:
         raise TypeError(f"@expose cannot mark {function!r}; write a function around it") from None
     return function
@@ -80,6 +88,11 @@ def is_coroutine_function(function: Any) -> bool:
 def is_generator_function(function: Any) -> bool:
     """Whether calling it gives a generator or an asynchronous generator, whose items are a stream."""
     return bool(_flags(function) & (_GENERATOR | _ASYNC_GENERATOR)) and not is_coroutine_function(function)
+
+
+def is_idempotent(function: Any) -> bool:
+    """Whether its author said that calling it twice does no more than calling it once."""
+    return bool(getattr(function, _IDEMPOTENT, False))
 
 
 def run_to_end(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's end of one data connection: serving calls on it, and calling back while one is open.
+
+One thread serves a channel. During a call any thread of the worker may call back on it (``ask``); a lock keeps the
+conversation to one speaker, and the serving thread holds it whenever it is not in user code. While an answer is waited
+for, the host may call in turn; that is served by whoever waits, nested to any depth.
+
+A call is interrupted by raising ``Cancelled`` in its thread, but only in user code: never while a frame is being moved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import RLock, get_ident
+from collections import deque
+
+from . import wire
+from .connection import ConnectionClosed
+from .errors import (
+    MAX_PART,
+    AtollError,
+    Cancelled,
+    DecodeError,
+    EncodeError,
+    ProtocolError,
+    describe_exception,
+    format_exception,
+)
+from .references import INVOKE
+from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import Task
+    from typing import Any, Callable, Deque, Dict, NoReturn, Optional, Sequence, Tuple, Union
+
+    from .connection import Connection
+    from .interruption import MainThread, OtherThread
+    from .references import Lending
+    from .wire import Bytes
+
+    Answer = Tuple[int, int, Bytes, Sequence[Bytes]]  # kind, codec, payload, buffers
+
+_CALL_LABELS = (("args", 1), ("kwargs", 2))
+_CALL_NUMBER = wire.CALL_NUMBER
+_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+class Channel:
+    """One data connection of a worker.
+
+    Args:
+        connection: as it is after the worker was loaded.
+        index: which of the worker's connections it is.
+        functions: what can be called, by name.
+        lending: what is lent to and borrowed from the host.
+        end_fork: ends this process if it is a child that user code forked.
+        interruption: how to interrupt the thread that serves this channel.
+
+    Attributes:
+        is_fork: whether this process is a child that user code forked: it has the connection too, and must not answer
+            for the worker.
+        meta: what the caller said of the call in progress.
+        cancelled_call: number of the call that was cancelled last.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        index: int,
+        functions: Dict[str, Callable[..., Any]],
+        lending: Lending,
+        end_fork: Callable[[Optional[BaseException]], None],
+        interruption: Union[MainThread, OtherThread],
+    ) -> None:
+        self.connection = connection
+        self.index = index
+        self.functions = functions
+        self.meta: Optional[Dict[str, Any]] = None
+        self.in_user_code = False
+        self.thread = 0
+        self.task: Optional[Task[Any]] = None  # that runs the coroutine of the call
+        self.cancelled_call = 0
+        self.interrupted_call = 0
+        self.pending: Deque[Callable[[], None]] = deque()  # to be done between calls, on the serving thread
+        self.is_fork = False
+        self._end_fork = end_fork
+        self._interruption = interruption
+        self._encoder = Encoder(lending)
+        # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
+        self._decoder = Decoder(checked=False, side="the worker", lending=lending)
+        self._turn = RLock()  # held by whoever moves frames; it knows its owner, which an interruption makes us forget
+
+    @property
+    def call_number(self) -> int:
+        """Number of the host's call in progress; 0 when there is none."""
+        conversation = self.connection.conversation
+        return conversation.call_id & _CALL_NUMBER if conversation.depth else 0
+
+    # -- serving ---------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Answer calls until the host closes the connection."""
+        self.thread = get_ident()
+        self._turn.acquire()
+        receive = self.connection.receive_call
+        reply = self.connection.reply
+        decode = self._decoder.decode
+        encoder = self._encoder
+        functions = self.functions
+        pickle = wire.PICKLE
+        result_kind = wire.RESULT
+        leave, enter = self._turn.release, self._turn.acquire
+        while True:
+            try:
+                _, codec, payload, buffers = receive()
+            except ConnectionClosed:
+                return
+            except ProtocolError:
+                sys.excepthook(*sys.exc_info())  # to the log; the host sees the connection end
+                return
+            if codec != pickle:
+                self._reply(*self._answer_json(payload))
+                continue
+            try:
+                name, args, kwargs = decode(payload, buffers, _CALL_LABELS)
+                function = functions[name]
+            except BaseException as error:
+                self._reply(*self._not_reached(error))
+                continue
+            try:
+                leave()
+                self.in_user_code = True
+                result = function(*args, **kwargs)
+                self.in_user_code = False
+                enter()
+            except BaseException as error:
+                self._reply(*self._raised(self._come_back(error)))
+            else:
+                if self.is_fork:
+                    self._end_fork(None)
+                try:
+                    payload = encoder.encode(result)
+                    reply(result_kind, pickle, payload, encoder.take_buffers() if encoder.has_buffers else ())
+                except ConnectionClosed:
+                    return
+                except BaseException as error:
+                    self._reply(*self._unencodable(error, result))
+            # Nothing of a call stays alive while waiting for the next one.
+            payload, buffers = b"", ()
+            name = args = kwargs = result = function = None
+            if self.pending:
+                self.do_pending()
+
+    def do_pending(self) -> None:
+        """What was left to be done between calls."""
+        while self.pending:
+            self.pending.popleft()()
+
+    def _run(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a function of the user's, from a place where this thread has the turn."""
+        serving = get_ident() == self.thread
+        try:
+            self._turn.release()
+            self.in_user_code = serving
+            result = function(*args, **kwargs)
+            if serving:
+                self.in_user_code = False
+            self._turn.acquire()
+        except BaseException as error:
+            raise self._come_back(error) from None
+        return result
+
+    def _come_back(self, error: BaseException) -> BaseException:
+        """Back from user code, which raised; returns what it raised. An interruption may still strike at any line."""
+        while True:
+            try:
+                if get_ident() == self.thread:
+                    self.in_user_code = False
+                    self._interruption.settle()
+                while not self._turn._is_owned():  # type: ignore[attr-defined]
+                    self._turn.acquire()
+                return error
+            except Cancelled as late:
+                error = late
+
+    def _answer(self, payload: Bytes, buffers: Sequence[Bytes]) -> Answer:
+        """The answer to a call that came while this side waits for one of its own."""
+        try:
+            name, args, kwargs = self._decoder.decode(payload, buffers, _CALL_LABELS)
+            function = self.functions[name]
+        except BaseException as error:
+            return self._not_reached(error)
+        try:
+            result = self._run(function, args, kwargs)
+        except BaseException as error:
+            return self._raised(error)
+        self._end_fork(None)
+        encoder = self._encoder
+        try:
+            payload = encoder.encode(result)
+        except BaseException as error:
+            return self._unencodable(error, result)
+        return wire.RESULT, wire.PICKLE, payload, encoder.take_buffers()
+
+    def _not_reached(self, error: BaseException) -> Answer:
+        """No function was called: the host raises its own error of this name."""
+        if isinstance(error, KeyError):
+            return self._described({"atoll": "FunctionNotFound", "message": str(error.args[0])})
+        return self._described({"atoll": "DecodeError", "message": str(error)})
+
+    def _raised(self, error: BaseException) -> Answer:
+        """The function raised."""
+        self._end_fork(error)
+        if self.cancelled_call and self.cancelled_call == self.call_number and _is_cancellation(error):
+            return self._described({"atoll": "Cancelled", "message": ""})
+        return self._described(describe_raised(error))
+
+    def _unencodable(self, error: BaseException, result: object) -> Answer:
+        """The result cannot be encoded; looking for the reason runs code of its class, which may do anything."""
+        try:
+            message = str(explain_unencodable(error, (("result", result),)))
+        except BaseException as strange:
+            message = f"result cannot be passed, nor can it be said why: {type(strange).__name__}"
+        return self._described({"atoll": "EncodeError", "message": message})
+
+    def _described(self, described: Dict[str, Any]) -> Answer:
+        self._end_fork(None)
+        encoder = self._encoder
+        try:
+            payload = encoder.encode(described)
+        except BaseException as strange:  # a part that could be encoded when it was tried
+            message = f"the worker's error cannot be passed: {type(strange).__name__}"
+            payload = encoder.encode({"atoll": "EncodeError", "message": message})
+        return wire.ERROR, wire.PICKLE, payload, encoder.take_buffers()
+
+    def _answer_json(self, request: Bytes) -> Answer:
+        try:
+            call = decode_json(request)
+            function = self.functions[call["function"]]
+            result = self._run(function, call.get("args", ()), call.get("kwargs", {}))
+            self._end_fork(None)
+            return wire.RESULT, wire.JSON, encode_json(result, "result"), ()
+        except BaseException as error:
+            self._end_fork(error)
+            skip = _own_frames(error)
+            described = describe_exception(error, can_cross, skip)
+            names = ("type", "module", "message", "notes")
+            payload = encode_json(
+                {**{name: described[name] for name in names}, "traceback": format_exception(error, skip)},
+                "error",
+            )
+            return wire.ERROR, wire.JSON, payload, ()
+
+    def _reply(self, kind: int, codec: int, payload: Bytes, buffers: Sequence[Bytes]) -> None:
+        try:
+            self.connection.reply(kind, codec, payload, buffers)
+        except ConnectionClosed:
+            pass  # the next receive says so too
+
+    # -- calling back ----------------------------------------------------------------------------------------
+
+    def ask(self, function: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """Call a function of the host's, within the call in progress, and return its result.
+
+        Raises:
+            RemoteError: it raised.
+            AtollError: no call is in progress.
+            EncodeError: an argument cannot cross.
+        """
+        serving = get_ident() == self.thread
+        was_in_user_code = self.in_user_code
+        if serving:
+            self.in_user_code = False
+        self._turn.acquire()
+        try:
+            number = self.call_number
+            if not number:
+                raise AtollError("the host can be called while a call is in progress, and none is any more")
+            answer = self._exchange(function, args, kwargs)
+        finally:
+            self._turn.release()
+            if serving:
+                self.in_user_code = was_in_user_code
+        if serving and self.interrupted_call == number:
+            self.interrupted_call = 0
+            raise Cancelled("the call was cancelled")
+        kind, payload, buffers = answer
+        value = self._decoder.decode(payload, buffers)
+        if kind == wire.RESULT:
+            return value
+        self._raise(value, function)
+
+    def _exchange(self, function: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[int, Bytes, Any]:
+        encoder = self._encoder
+        exchange = self.connection.exchange
+        encoder.for_arguments(True)
+        try:
+            payload: Bytes = encoder.encode((function, args, kwargs))
+        except Exception as error:
+            if function == INVOKE:  # what the user passed, not what carries it
+                args, kwargs = args[2], args[3]
+            raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
+        finally:
+            encoder.for_arguments(False)
+        kind, _, payload, buffers = exchange(wire.PICKLE, payload, encoder.take_buffers(), kind=wire.CALL)
+        while kind == wire.CALL:
+            kind, codec, payload, buffers = self._answer(payload, buffers)
+            kind, _, payload, buffers = exchange(codec, payload, buffers, kind=kind)
+        return kind, payload, buffers
+
+    def _raise(self, described: Dict[str, Any], function: str) -> NoReturn:
+        own = described.get("atoll")
+        if own == "EncodeError":
+            raise EncodeError(described["message"])
+        if own == "DecodeError":
+            raise DecodeError(described["message"])
+        if own is not None:
+            raise AtollError(described["message"])
+        from .rebuilding import rebuild
+
+        raise rebuild(described, "the host", os.getppid(), f"<the host, pid {os.getppid()}>")
+
+    # -- cancelling ------------------------------------------------------------------------------------------
+
+    def cancel(self, number: int, cooperative: bool) -> None:
+        """The host wants a call to end. On the control thread.
+
+        Args:
+            number: of the call.
+            cooperative: only say so to code that asks.
+        """
+        if self.call_number != number:
+            return
+        self.cancelled_call = number
+        if cooperative:
+            return
+        task = self.task
+        if task is not None and self.interrupted_call != number:
+            self.interrupted_call = number  # the next time, whatever runs is interrupted
+            try:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            except RuntimeError:
+                pass  # the loop is closed
+            return
+        self.interrupted_call = number
+        self._interruption.interrupt(self)
+
+    def poke(self) -> None:
+        """Let the serving thread do what is pending, if it is idle. From any thread."""
+        self._interruption.interrupt(self)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return isinstance(error, Cancelled) or type(error).__name__ == "CancelledError"
+
+
+def describe_raised(error: BaseException) -> Dict[str, Any]:
+    """What a function raised, for the host to raise again."""
+    skip = _own_frames(error)
+    described = describe_exception(error, can_cross, skip)
+    described["text"] = format_exception(error, skip)
+    return described
+
+
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
+
+
+def _own_frames(error: BaseException) -> int:
+    """How many of the outermost frames of a traceback are atoll's own, which say nothing to the function's author."""
+    count = 0
+    traceback = _traceback_of(error)  # whatever a strange class makes of it
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
+        count += 1
+        traceback = traceback.tb_next
+    return count
+
+
+def can_cross(value: object) -> bool:
+    """Whether a part of an error can be encoded, and is small enough to be passed along."""
+    try:
+        encoder = Encoder()
+        size = len(encoder.encode(value)) + sum(view.nbytes for view in encoder.take_buffers())
+    except Exception:
+        return False
+    return size <= MAX_PART

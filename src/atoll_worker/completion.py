@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a coroutine to its end from code that is not asynchronous.
+
+A worker has one event loop, on its main thread. With one call at a time it runs while a coroutine does, and is continued
+by the next; with several it runs all the time. Anywhere else (in the host, or where the loop's own thread waits for a
+nested call) a coroutine gets a loop of its own.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Task
+    from typing import Any, Callable, Coroutine, Optional
+
+
+class Loop:
+    """The event loop of a worker. Made on its main thread.
+
+    Args:
+        on_task: told of the task that runs for a call, and None after it.
+    """
+
+    def __init__(self, on_task: Callable[[Optional[Task[Any]]], None]) -> None:
+        import asyncio
+
+        self.asyncio = asyncio
+        self.loop: AbstractEventLoop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        self._thread = get_ident()
+        self._on_task = on_task
+
+    def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end, and return what it returns."""
+        loop = self.loop
+        if loop.is_running():
+            if get_ident() == self._thread:
+                return _elsewhere(coroutine)
+            return self.asyncio.run_coroutine_threadsafe(self._as_task(coroutine), loop).result()
+        if get_ident() != self._thread or self.asyncio._get_running_loop() is not None:
+            return _elsewhere(coroutine)
+        task: Task[Any] = loop.create_task(coroutine)  # type: ignore[arg-type]
+        self._on_task(task)
+        try:
+            return loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():  # interrupted in the loop's own code
+                task.cancel()
+                try:
+                    loop.run_until_complete(task)
+                except BaseException:  # it was cancelled, or raised on its way
+                    pass
+            raise
+        finally:
+            self._on_task(None)
+
+    async def _as_task(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        self._on_task(self.asyncio.current_task())
+        try:
+            return await coroutine
+        finally:
+            self._on_task(None)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether some code of a coroutine is running, or about to."""
+        return self.loop.is_running()
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether user code left tasks behind that want to run."""
+        return bool(self.asyncio.all_tasks(self.loop))
+
+    def run_until_readable(self, fd: int) -> None:
+        """Let the tasks run until the descriptor can be read, or none is left."""
+        loop = self.loop
+        readable = self.asyncio.Event()
+
+        async def wait() -> None:
+            loop.add_reader(fd, readable.set)
+            try:
+                while not readable.is_set() and len(self.asyncio.all_tasks(loop)) > 1:
+                    try:
+                        await self.asyncio.wait_for(readable.wait(), 1.0)
+                    except self.asyncio.TimeoutError:
+                        pass
+            finally:
+                loop.remove_reader(fd)
+
+        loop.run_until_complete(wait())
+
+    def run_until(self, stopped: Callable[[], bool]) -> None:
+        """Run the loop until it is stopped with ``stop``."""
+        if not stopped():
+            self.loop.run_forever()
+
+    def stop(self) -> None:
+        """End ``run_until``. From any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        except RuntimeError:
+            pass  # closed already
+
+    def close(self) -> None:
+        """Cancel what is left, as ``asyncio.run`` does at its end."""
+        loop = self.loop
+        tasks = self.asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(self.asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _elsewhere(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """On a thread and a loop of its own."""
+    import asyncio
+    import contextvars
+    import threading
+
+    outcome = []
+
+    def run() -> None:
+        try:
+            outcome.append((True, asyncio.run(coroutine)))
+        except BaseException as error:
+            outcome.append((False, error))
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="atoll-coroutine", daemon=True)
+    thread.start()
+    thread.join()
+    fine, value = outcome[0]
+    if fine:
+        return value
+    raise value
+
+
+_loop: Optional[Loop] = None
+
+
+def use(loop: Loop) -> None:
+    """Let ``complete`` run coroutines on this loop from now on."""
+    global _loop
+    _loop = loop
+
+
+def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end, and return what it returns, or raise what it raises."""
+    if _loop is not None:
+        return _loop.complete(coroutine)
+    import asyncio
+
+    if asyncio._get_running_loop() is not None:
+        return _elsewhere(coroutine)
+    return asyncio.run(coroutine)

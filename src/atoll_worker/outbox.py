@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sending on a control connection: from any thread, and from finalizers, which may run at any moment on any of them.
+
+The same on both sides. A frame is never split by another one. What a finalizer has to say is left for whoever sends, if
+somebody is sending just now: perhaps the very thread that the finalizer runs on.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections import deque
+
+from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Deque, Tuple
+
+
+class Outbox:
+    """Sends frames on the blocking socket of a control connection, in the order they were given."""
+
+    def __init__(self, sock: socket) -> None:
+        self._sock = sock
+        self._sending = allocate_lock()
+        self._waiting: Deque[Tuple[int, int, bytes]] = deque()
+
+    def send(self, kind: int, call_id: int, payload: bytes = b"") -> None:
+        """Send a frame; or leave it to the thread that is sending just now. That the other side is gone is no error
+        here: whoever reads from it is told."""
+        self._waiting.append((kind, call_id, payload))
+        while self._waiting and self._sending.acquire(False):
+            try:
+                while self._waiting:
+                    kind, call_id, payload = self._waiting.popleft()
+                    self._sock.sendall(b"".join(wire.pack(kind, wire.RAW, call_id, payload)))
+            except OSError:
+                self._waiting.clear()
+            finally:
+                self._sending.release()
+
+    def release(self, number: int, received: int) -> None:
+        """Give a lent object back."""
+        self.send(wire.RELEASE, 0, wire.RELEASED.pack(number, received))

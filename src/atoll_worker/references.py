@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects that stay where they are: lent to the other side by number, and used there through a proxy.
+
+The same on both sides. What is lent: a callable passed as an argument, an iterator (``streams``), and what was wrapped in
+``ref``. What always holds:
+
+* A number says how often it was received; the other side gives it back as often, once its proxy is collected. Nothing
+  is kept by a timer, and everything goes with the process at the other end.
+* A proxy that goes back to where its object lives becomes that object again.
+* Only public methods, and a closed list of special ones, can be called from the other side.
+
+What does not belong here: how a call crosses (``invoke`` is given by whoever makes a ``Lending``).
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from _weakref import ref as weak_reference
+
+from .errors import DecodeError
+from .streams import Outlet, is_iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Tuple, Union
+
+    Target = Union[int, str]
+
+CALLABLE = "callable"
+ITERATOR = "iterator"
+OBJECT = "object"
+
+# Name of the function, in both sides' tables, that calls what was lent: (target, method or None, args, kwargs).
+INVOKE = "__invoke__"
+# And the one that reads an attribute: (target, name).
+READ = "__read__"
+
+_SPECIAL = frozenset(
+    ("__call__", "__getitem__", "__setitem__", "__delitem__", "__len__", "__contains__", "__iter__", "__enter__",
+     "__exit__")
+)  # fmt: skip
+
+
+class Ref:
+    """A value to be passed as a reference; see ``ref``."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def ref(value: Any) -> Any:
+    """Pass a value as a reference: it stays where it is, and the other side gets a proxy whose methods can be called.
+
+    The value is let go of when the proxy is collected, or the process at the other end is gone.
+    """
+    return value if isinstance(value, (Ref, Proxy)) else Ref(value)
+
+
+class Proxy:
+    """Stands for an object of the other side.
+
+    Where the object lives, and its number there, are in ``_lending`` and ``_number``.
+    """
+
+    __slots__ = ("__weakref__", "_lending", "_number", "_received")
+    _kind = OBJECT
+
+    def __init__(self, lending: Lending, number: int) -> None:
+        self._lending = lending
+        self._number = number
+        self._received = 1
+
+    def __del__(self) -> None:
+        lending = getattr(self, "_lending", None)
+        if lending is not None:
+            lending.forget(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._number} of {self._lending.whose}>"
+
+
+class RemoteMethod:
+    """A method of an object of the other side. Call it, or await its ``aio``."""
+
+    __slots__ = ("_lending", "_method", "_target")
+
+    def __init__(self, lending: Lending, target: Target, method: Optional[str]) -> None:
+        self._lending = lending
+        self._target = target
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._lending.invoke(self._target, self._method, args, kwargs)
+
+    def aio(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """As a call, to be awaited."""
+        return self._lending.invoke_async(self._target, self._method, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<method {self._method!r} of {self._target!r} of {self._lending.whose}>"
+
+
+class RemoteCallable(Proxy):
+    """A callable of the other side: calling it runs it there."""
+
+    __slots__ = ()
+    _kind = CALLABLE
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._lending.invoke(self._number, None, args, kwargs)
+
+    def aio(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """As a call, to be awaited."""
+        return self._lending.invoke_async(self._number, None, args, kwargs)
+
+
+class RemoteObject(Proxy):
+    """An object of the other side: its public methods can be called, and ``[]``, ``len()``, ``in`` and ``with`` work
+    if they do over there."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> RemoteMethod:
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r}: only public methods of an object on the other side can be called")
+        return RemoteMethod(self._lending, self._number, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._lending.invoke(self._number, None, args, kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._lending.invoke(self._number, "__getitem__", (key,), {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._lending.invoke(self._number, "__setitem__", (key, value), {})
+
+    def __delitem__(self, key: Any) -> None:
+        self._lending.invoke(self._number, "__delitem__", (key,), {})
+
+    def __len__(self) -> int:
+        return int(self._lending.invoke(self._number, "__len__", (), {}))
+
+    def __bool__(self) -> bool:
+        return True  # not by __len__, which would be a call
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self._lending.invoke(self._number, "__contains__", (item,), {}))
+
+    def __iter__(self) -> Any:
+        return self._lending.invoke(self._number, "__iter__", (), {})
+
+    def __enter__(self) -> Any:
+        return self._lending.invoke(self._number, "__enter__", (), {})
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+        return self._lending.invoke(self._number, "__exit__", (None, None, None), {})
+
+
+class _Lent:
+    __slots__ = ("count", "number", "owner", "value")
+
+    def __init__(self, number: int, value: Any, owner: Any) -> None:
+        self.number = number
+        self.value = value  # what is called
+        self.owner = owner  # what was passed, kept so that its id stays its own
+        self.count = 0
+
+
+class Lending:
+    """What this side lent to one peer, and what that peer lent to this side.
+
+    Args:
+        whose: who the peer is, for messages.
+        proxies: the class of proxy for each kind.
+        named: finds an object by name, for targets that are not numbers; raises LookupError.
+    """
+
+    def __init__(
+        self,
+        whose: str,
+        proxies: Mapping[str, Callable[[Lending, int], Proxy]],
+        named: Callable[[str], Any],
+    ) -> None:
+        self.whose = whose
+        self._proxies = proxies
+        self._named = named
+        self._lock = allocate_lock()
+        self._next = 1
+        self._lent: Dict[int, _Lent] = {}
+        self._by_id: Dict[int, _Lent] = {}
+        self._borrowed: Dict[int, Any] = {}  # number -> weak reference to its proxy
+
+    # -- to be given by the side -----------------------------------------------------------------------------
+
+    def invoke(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Any:
+        """Call a method of an object of the other side, or the object itself."""
+        raise NotImplementedError
+
+    def invoke_async(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Awaitable[Any]:
+        """As ``invoke``, to be awaited."""
+        raise NotImplementedError
+
+    def give_back(self, number: int, received: int) -> None:
+        """Tell the other side that a proxy was collected. Called at any moment, on any thread: it must not wait."""
+        raise NotImplementedError
+
+    # -- lending ---------------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """How many objects are lent now."""
+        return len(self._lent)
+
+    def reduce(self, value: Any, callables: bool, lent: List[int]) -> Optional[Tuple[str, Tuple[Any, ...]]]:
+        """The restorer's name and arguments that stand for a value, or None if it is not lent.
+
+        Args:
+            value: any value that does not cross by value.
+            callables: lend callables too, as in arguments.
+            lent: gets the number of what is lent, to be taken back should the value not be sent.
+        """
+        cls = type(value)
+        if issubclass(cls, Proxy):
+            if value._lending is self:
+                return "restore_own", (value._number,)
+            return "restore_lent", (value._kind, self._lend(value, value, lent))
+        if cls is Ref:
+            return "restore_lent", (OBJECT, self._lend(value.value, value.value, lent))
+        if is_iterator(cls):
+            return "restore_lent", (ITERATOR, self._lend(value, Outlet(value), lent))
+        if callables and callable(value) and not issubclass(cls, type):
+            return "restore_lent", (CALLABLE, self._lend(value, value, lent))
+        return None
+
+    def _lend(self, owner: Any, value: Any, numbers: List[int]) -> int:
+        with self._lock:
+            lent = self._by_id.get(id(owner))
+            if lent is None:
+                lent = _Lent(self._next, value, owner)
+                self._next += 1
+                self._lent[lent.number] = self._by_id[id(owner)] = lent
+            lent.count += 1
+        numbers.append(lent.number)
+        return lent.number
+
+    def take_back(self, number: int, received: int) -> None:
+        """The other side needs an object no more, as often as it was received."""
+        lent = None
+        with self._lock:
+            lent = self._lent.get(number)
+            if lent is None:
+                return
+            lent.count -= received
+            if lent.count > 0:
+                return
+            del self._lent[number]
+            del self._by_id[id(lent.owner)]
+        del lent  # out of the lock: this may run a destructor of the user's
+
+    def clear(self) -> None:
+        """The other side is gone."""
+        with self._lock:
+            lent, self._lent, self._by_id = self._lent, {}, {}
+        lent.clear()
+
+    def target(self, target: Target) -> Any:
+        """The object that the other side means.
+
+        Raises:
+            DecodeError: nothing was lent under this number.
+            LookupError: there is nothing of this name.
+        """
+        if isinstance(target, str):
+            return self._named(target)
+        lent = self._lent.get(target)
+        if lent is None:
+            raise DecodeError(f"there is no object {target!r} that was lent, or it was given back")
+        return lent.value
+
+    def own(self, number: int) -> Any:
+        """The object itself, when its proxy came back.
+
+        Raises:
+            DecodeError: nothing was lent under this number.
+        """
+        lent = self._lent.get(number)
+        if lent is None:
+            raise DecodeError(f"there is no object {number!r} that was lent, or it was given back")
+        return lent.owner
+
+    def serve(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Any:
+        """``INVOKE`` from the other side."""
+        found = self.target(target)
+        if method is None:
+            return found(*args, **kwargs)
+        if method.startswith("_") and method not in _SPECIAL:
+            raise AttributeError(f"{method!r} is not public, so it cannot be called from the other side")
+        return getattr(found, method)(*args, **kwargs)
+
+    def read(self, target: Target, name: str) -> Any:
+        """``READ`` from the other side."""
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r} is not public, so it cannot be read from the other side")
+        return getattr(self.target(target), name)
+
+    # -- borrowing -------------------------------------------------------------------------------------------
+
+    def borrow(self, kind: str, number: int) -> Proxy:
+        """The proxy for what the other side lent.
+
+        Raises:
+            DecodeError: there is no such kind.
+        """
+        make = self._proxies.get(kind) if type(kind) is str else None
+        if make is None or type(number) is not int:
+            raise DecodeError(f"{kind!r} is not a kind of reference")
+        with self._lock:
+            known = self._borrowed.get(number)
+            proxy: Optional[Proxy] = known() if known is not None else None
+            if proxy is None:
+                proxy = make(self, number)
+                self._borrowed[number] = weak_reference(proxy)
+            else:
+                proxy._received += 1
+            return proxy
+
+    def forget(self, proxy: Proxy) -> None:
+        """A proxy was collected."""
+        # Not under the lock: a collection may happen while this very thread holds it.
+        known = self._borrowed.get(proxy._number)
+        if known is not None and known() is None:
+            self._borrowed.pop(proxy._number, None)
+        self.give_back(proxy._number, proxy._received)
