@@ -147,9 +147,7 @@ def test_the_living_pools_are_those_not_closed() -> None:
         return 42
 
     assert answer() == 42
-    (living,) = atoll.pool.pools()
-    assert living.worker is not None
-    assert living.worker.process.pid == answer.pid
+    assert len(atoll.pool.pools()) == 1
     answer.close()
     assert atoll.pool.pools() == []
 

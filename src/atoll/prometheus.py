@@ -9,8 +9,9 @@
     atoll.prometheus.start_server(9464)      # or on a port of their own
 
 Pools are looked up at every scrape, and nothing here keeps them alive: those closed are gone from the next scrape on,
-those made later are in it. Pools of services with the same name are added up. What does not belong here: what is
-counted (``atoll.pool.metrics``).
+those made later are in it. Pools of services with the same name are added up; when one of several is closed, their
+counters go down, which Prometheus takes for a restart. What does not belong here: what is counted
+(``atoll.pool.metrics``).
 """
 
 from __future__ import annotations

@@ -200,3 +200,33 @@ def test_pools_of_one_service_are_added_up_and_others_are_not() -> None:
     assert {name: value.total for name, value in calls.items() if isinstance(value, Distribution)} == {"a": 2, "b": 1}
     restarts = found["atoll_worker_restarts_total"].samples
     assert {sample.labels["service"]: sample.value for sample in restarts} == {"a": 2, "b": 1}
+
+
+def test_a_call_counted_in_the_middle_of_sorting_does_not_wait_for_itself() -> None:
+    series = Series()
+
+    class Strange(float):
+        """Whatever runs while durations are sorted in, such as a finalizer."""
+
+        def __radd__(self, other: float) -> float:
+            for _ in range(1000):
+                series.observe(1.0, 1.0)
+            return 0.0
+
+    series.observe(Strange(1.0), 1.0)
+    counted: list[int] = []
+    thread = threading.Thread(target=lambda: counted.append(series.distribution(1.0).total), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert series.distribution(1.0).total == 1001
+
+
+def test_a_call_does_not_wait_while_another_thread_sorts() -> None:
+    series = Series()
+    with series._lock:
+        thread = threading.Thread(target=lambda: [series.observe(1.0, 1.0) for _ in range(1000)], daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert series.distribution(1.0).total == 1000

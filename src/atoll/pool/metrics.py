@@ -122,29 +122,33 @@ class Series:
     def __init__(self) -> None:
         self._pending: list[float] = []
         self._put_aside = self._pending.append
-        self._lock = threading.Lock()
+        # Calls never wait for it, so that one made by a finalizer in the middle of sorting does not wait for itself.
+        self._lock = threading.RLock()
         self._sum = 0.0
         self._counts: dict[int, int] = {}  # of all time, by fine bucket; most are empty
         self._parts: list[dict[int, int]] = [{} for _ in range(_PARTS)]  # of the recent past, the present part first
         self._turn = -math.inf  # when the present part ends
 
     def observe(self, seconds: float, ended: float) -> None:
-        """Count a call. From any thread; takes no lock but once in a few hundred times.
+        """Count a call. From any thread; never waits.
 
         Args:
             seconds: how long it took.
             ended: when it ended, by ``time.monotonic()``.
         """
         if ended >= self._turn:
-            self._fold(ended)  # what was put aside before belongs to the part that is over
+            self._fold(ended, False)  # what was put aside before belongs to the part that is over
         # Appending, and cutting off the beginning, are atomic each: whatever another thread appends meanwhile stays.
         self._put_aside(seconds)
         if len(self._pending) >= _BATCH:
-            self._fold(ended)
+            self._fold(ended, False)
 
-    def _fold(self, now: float) -> None:
-        """Sort in what was put aside, and begin another part if the present one is over."""
-        with self._lock:
+    def _fold(self, now: float, wait: bool) -> None:
+        """Sort in what was put aside, and begin another part if the present one is over. Does nothing if another thread
+        is at it and ``wait`` is false."""
+        if not self._lock.acquire(wait):
+            return
+        try:
             pending = self._pending
             chunk = pending[:]
             del pending[: len(chunk)]
@@ -159,10 +163,12 @@ class Series:
                     self._parts.insert(0, {})
                     self._parts.pop()
                 self._turn = now + _PART_SECONDS if over >= _PARTS else self._turn + over * _PART_SECONDS
+        finally:
+            self._lock.release()
 
     def distribution(self, now: float) -> Distribution:
         """Of all time."""
-        self._fold(now)
+        self._fold(now, True)
         with self._lock:
             counts, total = dict(self._counts), self._sum
         coarse = [0] * (len(BOUNDS) + 1)
@@ -177,7 +183,7 @@ class Series:
 
     def recent(self, now: float) -> dict[int, int]:
         """Calls of the recent past, by fine bucket."""
-        self._fold(now)
+        self._fold(now, True)
         merged: dict[int, int] = {}
         with self._lock:
             for part in self._parts:
@@ -246,8 +252,7 @@ class PoolMetrics:
     @property
     def restarts(self) -> dict[str, int]:
         """How many workers took another's place, by reason."""
-        with self._lock:
-            return dict(self._restarts)
+        return dict(self._restarts)
 
     def latencies(self, now: float | None = None) -> tuple[Latency, dict[str, Latency]]:
         """Quantiles of the recent past: of all calls, and by function. Calls that were refused are left out: they
