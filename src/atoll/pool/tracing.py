@@ -22,6 +22,8 @@ _set_headers: ContextVar[tuple[str, str] | None] = ContextVar("atoll_set_trace",
 _modules = sys.modules
 # So that nobody pays for looking who never used it.
 _was_set = False
+# The program's tracer provider, and our tracer of it: asking for one takes as long as a call.
+_tracer: tuple[Any, Any] = (None, None)
 
 
 @contextlib.contextmanager
@@ -132,12 +134,22 @@ def begin(service: str, function: str) -> CallTrace | None:
 
 
 def _begin_span(trace: Any, service: str, function: str) -> CallTrace | None:
+    global _tracer
+    provider, tracer = _tracer
+    if provider is not trace.get_tracer_provider():
+        provider = trace.get_tracer_provider()
+        # What there is before a program sets one up, or if it never does: only the current trace is passed on.
+        tracer = None if isinstance(provider, trace.ProxyTracerProvider) else provider.get_tracer("atoll")
+        _tracer = provider, tracer
+    if tracer is None:
+        headers = _current()
+        return None if headers is None else CallTrace(headers)
     parent = None  # the current one
     if not trace.get_current_span().get_span_context().is_valid:
         headers = _current()
         if headers is not None:
             parent = _remote_context(trace, headers)
-    span = trace.get_tracer("atoll").start_span(
+    span = tracer.start_span(
         f"atoll.call {service}.{function}",
         parent,
         trace.SpanKind.CLIENT,
