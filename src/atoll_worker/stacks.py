@@ -54,14 +54,14 @@ def offer() -> bool:
 
 
 def tell_crashes() -> bool:
-    """When C code crashes, write the Python stacks to stderr first, where they are among the worker's last lines.
+    """When C code crashes, write that thread's Python stack to stderr first, where it is among the worker's last lines.
 
     User code that calls ``faulthandler.enable`` itself simply has its own way from then on.
     """
     try:
         import faulthandler
 
-        faulthandler.enable(file=2, all_threads=True)
+        faulthandler.enable(file=2, all_threads=False)
     except (ImportError, OSError, RuntimeError, ValueError):
         return False
     return True

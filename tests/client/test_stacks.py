@@ -94,6 +94,34 @@ def test_a_crash_says_where_it_was(service: atoll.Service) -> None:
     assert any(line.endswith(" in crash") and "standing.py" in line for line in caught.value.stderr)
 
 
+def test_a_crash_in_the_depth_says_where_it_was(write: Callable[[str, str], Path]) -> None:
+    text = """\
+        import ctypes, sys
+        from atoll_worker import expose
+
+        def innermost():
+            ctypes.string_at(0)
+
+        def inner(depth):
+            return inner(depth - 1) if depth else innermost()
+
+        @expose
+        def crash(depth):
+            print("printed before", file=sys.stderr)
+            inner(depth)
+    """
+    with atoll.Service(write("depth.py", text)) as service:
+        with pytest.raises(atoll.WorkerDied) as caught:
+            service.crash(90)
+        lines = caught.value.stderr
+        assert "printed before" in lines
+        assert any(line.endswith(" in innermost") for line in lines)
+        assert sum(line.endswith(" in inner") for line in lines) > 10
+        with pytest.raises(atoll.WorkerDied) as caught:
+            service.crash(1)
+        assert any(line.endswith(" in crash") for line in caught.value.stderr)
+
+
 def test_children_of_a_worker_hold_nothing_of_it(write: Callable[[str, str], Path]) -> None:
     text = """\
         import os, subprocess

@@ -212,7 +212,7 @@ def test_a_process_that_offers_nothing_is_never_sent_the_signal() -> None:
 def test_nor_is_one_that_gave_the_handler_up(start: Start) -> None:
     process = start("taken_away")
     assert python_stacks(process.pid) == ""
-    assert state_of(process.pid) == "S"
+    until(lambda: state_of(process.pid) == "S")
 
 
 def test_nor_are_its_children(start: Start) -> None:

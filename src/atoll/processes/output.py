@@ -19,6 +19,8 @@ from collections.abc import Callable
 
 # Lines kept per stream for error messages.
 KEPT_LINES = 40
+# Frames kept of the stack that faulthandler writes when C code crashes; it begins with the innermost.
+KEPT_FRAMES = 24
 # A line is cut after this many bytes: a program may print without ever ending a line.
 LONGEST_LINE = 1 << 16
 # Functions that wait for the thread, and of these so many are run before it looks at the pipes again.
@@ -40,6 +42,7 @@ class Stream:
         self._extra = {"service": service, "worker_pid": pid, "stream": name}
         self._level = _LEVELS[name]
         self._rest = b""
+        self._crash_frames: int | None = None  # seen of a crash's stack that is being written
 
     @property
     def last_lines(self) -> list[str]:
@@ -60,12 +63,27 @@ class Stream:
             self._rest = b""
         texts = [line.decode("utf-8", "backslashreplace").rstrip("\r") for line in lines]
         now = time.time()
-        self.last.extend((now, text) for text in texts)  # before any handler, which may take its time
+        self.last.extend(
+            (now, text) for text in texts if self._is_kept(text)
+        )  # before any handler, which may take its time
         for text in texts:
             # A handler or filter of the user's that raises: that is between the two of them.
             with contextlib.suppress(Exception):
                 self._logger.log(self._level, "%s", text, extra=self._extra)
         return bool(data)
+
+    def _is_kept(self, text: str) -> bool:
+        """Whether a line is one for error messages: not the outer frames of a crash, which would push the inner ones
+        out, and what was printed before."""
+        if text.startswith("Fatal Python error: "):
+            self._crash_frames = 0
+        elif self._crash_frames is not None:
+            if text.startswith('  File "'):
+                self._crash_frames += 1
+                return self._crash_frames <= KEPT_FRAMES
+            if text and not text.startswith(("Stack ", "Current thread ", "Thread ", "  ")):
+                self._crash_frames = None
+        return True
 
 
 class OutputReader:
@@ -108,6 +126,11 @@ class OutputReader:
         self._posted.append(function)
         self._wake()
         return True
+
+    def always(self, function: Callable[[], None]) -> None:
+        """As ``post``, for what must not be dropped: letting go of what a worker gave back."""
+        self._posted.append(function)
+        self._wake()
 
     def _run_posted(self) -> None:
         for _ in range(min(len(self._posted), _POSTED_AT_ONCE)):

@@ -81,7 +81,7 @@ def short_stacks(pid: int, *, timeout: float = 0.2, native_timeout: float = 1.0,
         python, native = stacks(pid, timeout=timeout, native_timeout=native_timeout)
     except (WorkerError, OSError):
         return Stacks("", "")
-    return Stacks(for_message(python, lines), shorten(native, lines))
+    return Stacks(for_message(python, lines), for_message(native, lines))
 
 
 def python_stacks(pid: int, timeout: float = 0.5) -> str:
@@ -129,8 +129,13 @@ def native_stacks(pid: int, timeout: float = 2.0) -> str:
 
 
 def for_message(text: str, lines: int = SHORT) -> str:
-    """Python stacks for an error message: the user's frames, at most ``lines`` lines, with the text of the source
-    where it can be read here. atoll's own thread and outer frames are left out."""
+    """Stacks for an error message, of either kind: at most about ``lines`` lines.
+
+    Of Python stacks the user's frames, with the text of the source where it can be read here; atoll's own thread and
+    outer frames are left out.
+    """
+    if _FRAME.search(text) is None:
+        return shorten(text, lines)
     threads = [_of_the_user(one) for one in text.split("\n\n") if one]
     # The text of a frame's line makes two lines of it.
     return _with_source(shorten("\n\n".join(filter(None, threads)), max(1, lines // 2)))
