@@ -63,9 +63,8 @@ class Stream:
             self._rest = b""
         texts = [line.decode("utf-8", "backslashreplace").rstrip("\r") for line in lines]
         now = time.time()
-        self.last.extend(
-            (now, text) for text in texts if self._is_kept(text)
-        )  # before any handler, which may take its time
+        # Before any handler, which may take its time.
+        self.last.extend((now, text) for text in texts if self._is_kept(text))
         for text in texts:
             # A handler or filter of the user's that raises: that is between the two of them.
             with contextlib.suppress(Exception):
