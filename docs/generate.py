@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/reference.md from the docstrings of everything public. Run it with ``make docs``.
+"""Writes docs/reference.md from the docstrings of everything public, and docs/supervision.svg from the tables of
+the supervision policy. Run it with ``make docs``.
 
-A test runs it with ``--check``, so the page cannot fall behind the code.
+A test runs it with ``--check``, so neither can fall behind the code.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import supervision_diagram
+
 import atoll
 import atoll_worker
 
 PAGE = Path(__file__).parent / "reference.md"
+DIAGRAM = Path(__file__).parent / "supervision.svg"
 SOURCE = Path(__file__).parents[1] / "src"
 
 _MADE_BY_USERS = {"Service"}
@@ -112,14 +116,17 @@ def _text(thing: Any) -> str:
 
 
 def main() -> int:
-    page = render()
+    files = {PAGE: render(), DIAGRAM: supervision_diagram.draw()}
     if "--check" in sys.argv[1:]:
-        if PAGE.read_text(encoding="utf-8") != page:
-            print(f"{PAGE.name} is behind the docstrings; run `make docs`")
-            return 1
-        return 0
-    PAGE.write_text(page, encoding="utf-8")
-    print(f"wrote {PAGE.name}: {len(page.splitlines())} lines")
+        behind = [
+            file.name for file, text in files.items() if not file.exists() or file.read_text(encoding="utf-8") != text
+        ]
+        for name in behind:
+            print(f"{name} is behind the code; run `make docs`")
+        return 1 if behind else 0
+    for file, text in files.items():
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file.name}: {len(text.splitlines())} lines")
     return 0
 
 

@@ -146,6 +146,28 @@ def test_scaling_down_ends_a_worker_that_is_not_ready() -> None:
     assert made.restarts == 0
 
 
+def test_scaling_down_while_one_is_replaced_lets_go_of_another() -> None:
+    made = serving(3)
+    assert made.reload(1) == [Start(4, replaces=1)]
+    assert made.scale(2, 1, 2) == [Retire(2, "the pool is scaled down")]
+    assert made.ready(4, 3, 0) == [Retire(1, "reloaded")]
+
+
+def test_who_retires_after_scaling_down_is_waited_for_before_another_is_replaced() -> None:
+    made = serving(3)
+    made.scale(1, 1, 1)
+    assert made.reload(2) == []
+    assert made.ended(1, 3, Cause.RETIRED, "") == []
+    assert made.ended(2, 3, Cause.RETIRED, "") == [Start(4, replaces=3)]
+
+
+def test_ticks_without_samples_are_no_busy_loop() -> None:
+    made = serving(2, minimum=1, maximum=2, idle_timeout=10)
+    sampled(made, 1, w1=BUSY, w2=BUSY)
+    assert made.tick(20) == []
+    assert made.next_wake == 20.1
+
+
 def test_scaling_up_starts_the_minimum() -> None:
     assert serving(1).scale(1, 3, 4) == [Start(2), Start(3)]
 
@@ -387,6 +409,17 @@ def test_a_probe_that_nobody_calls_closes_it_by_being_ready() -> None:
     assert sampled(made, 8, w2=IDLE) == [CloseBreaker()]
 
 
+def test_after_the_breaker_closed_the_row_begins_anew() -> None:
+    made = policy(1, restart=Restart(backoff=0), breaker=Breaker(failures=3, cooldown=5))
+    made.wanted(0, 1)
+    for worker in (1, 2, 3):
+        made.failed(worker, 0, "x")
+    made.wanted(5, 1)
+    made.ready(4, 5, 0)
+    assert sampled(made, 6, w4=IDLE) == [CloseBreaker()]
+    assert made.ended(4, 7, Cause.CRASHED, "x") == [Start(5, restart=True)]
+
+
 def test_a_probe_in_a_long_call_closes_it_after_a_cooldown() -> None:
     made = tripped()
     made.wanted(6, 1)
@@ -438,6 +471,15 @@ def test_success_of_a_worker_from_before_does_not_close_it() -> None:
     made.tick(6)
     assert made.succeeded(2, 6) == []
     assert made.state is PoolState.HALF_OPEN
+
+
+def test_nothing_is_replaced_while_a_probe_runs() -> None:
+    made = serving(2, restart=Restart(max_restarts=0), breaker=Breaker(cooldown=5))
+    made.ended(1, 1, Cause.CRASHED, "x")
+    assert made.tick(6) == [Start(3, restart=True)]
+    assert made.reload(6) == []
+    made.ready(3, 7, 0)
+    assert made.succeeded(3, 7) == [CloseBreaker(), Start(4, replaces=2)]
 
 
 def test_losing_the_last_worker_while_half_open_starts_the_probe() -> None:
@@ -551,6 +593,7 @@ def test_an_old_worker_that_dies_leaves_its_place_to_the_replacement() -> None:
     assert made.ended(1, 2, Cause.CRASHED, "") == []
     assert made.ready(2, 3, 0) == []
     assert made.workers == {2: WorkerState.READY}
+    assert made.scale(4, 2, 2) == [Start(3)]  # whose place was taken already is not restarted later
 
 
 def test_a_replacement_that_dies_while_the_old_worker_drains_is_replaced() -> None:
@@ -750,6 +793,7 @@ class Lives(RuleBasedStateMachine):
         self.closed = False
         self.most = self.maximum  # the largest maximum whose workers may still be there
         self.until = 0.0
+        self.replaced: dict[int, int] = {}  # new -> old
         self.restarts: list[float] = []  # since the breaker last closed
         self.samples: dict[int, Sample] = {}
 
@@ -764,6 +808,8 @@ class Lives(RuleBasedStateMachine):
                     assert worker not in self.alive
                     assert replaces is None or self.alive[replaces] == "ready"
                     self.alive[worker] = "starting"
+                    if replaces is not None:
+                        self.replaced[worker] = replaces
                     if restart and self.policy.state is PoolState.RUNNING:
                         self.restarts.append(self.now)
                 case Retire(worker, why):
@@ -930,6 +976,14 @@ class Lives(RuleBasedStateMachine):
     def never_too_many(self) -> None:
         if hasattr(self, "policy"):
             assert len(self.alive) <= max(self.most, self.maximum) + 1
+
+    @invariant()
+    def no_more_than_wanted(self) -> None:
+        if hasattr(self, "policy"):
+            there = {worker for worker, state in self.alive.items() if state in ("starting", "ready")}
+            pairs = sum(new in there and old in there for new, old in self.replaced.items())
+            assert pairs <= 1
+            assert len(there) - pairs <= self.maximum
 
     @invariant()
     def restarts_are_bounded(self) -> None:

@@ -385,12 +385,14 @@ class Policy:
 
     def _count(self) -> int:
         """Workers that are there or on their way; a replacement counts once the old one does not."""
-        total = sum(one.counts for one in self._workers.values())
-        if self._replacing is not None:
-            old, new = (self._workers.get(worker) for worker in self._replacing)
-            if old is not None and new is not None and old.counts and new.counts:
-                total -= 1
-        return total
+        return sum(one.counts for one in self._workers.values()) - (self._pair() is not None)
+
+    def _pair(self) -> tuple[int, int] | None:
+        """The old worker and its replacement, while both count."""
+        if self._replacing is None:
+            return None
+        old, new = (self._workers.get(worker) for worker in self._replacing)
+        return self._replacing if old is not None and new is not None and old.counts and new.counts else None
 
     def _retire(self, one: _Worker, why: str, actions: list[Action]) -> None:
         if one.move(WorkerEvent.RETIRE):
@@ -434,7 +436,7 @@ class Policy:
         elif self._row > 1:
             # 2 ** 64 of whatever is far beyond any maximum, and 2 ** 1024 no longer a float.
             pause = self._restart.backoff * 2.0 ** min(self._row - 2, 64) * (0.75 + 0.5 * self._random())
-            self._resume_at = max(self._resume_at, now + min(pause, self._restart.backoff_max))
+            self._resume_at = now + min(pause, self._restart.backoff_max)
 
     def _trip(self, now: float, reason: str, actions: list[Action]) -> None:
         # Whoever opens soon after closing was closed too soon.
@@ -453,7 +455,6 @@ class Policy:
         self._opened_at = now
         self._until = now + self._breaker.cooldown * min(2.0 ** min(self._in_vain, 64), _LONGEST_COOLDOWN)
         self._probe = None
-        self._lost = 0
         self._resume_at = now
         actions.append(OpenBreaker(reason, self._until))
 
@@ -519,18 +520,11 @@ class Policy:
                 actions.append(Ping(one.id))
 
     def _shrink(self, now: float, actions: list[Action]) -> None:
-        idle = [one for one in self._free_to_go() if one.idle_for(now) >= self._idle_timeout]
+        idle = [one for one in self._workers.values() if one.serves and one.idle_for(now) >= self._idle_timeout]
         idle.sort(key=lambda one: -one.idle_for(now))
         for one in idle[: max(0, self._count() - self._minimum)]:
             self._retire(one, f"idle for {one.idle_for(now):.0f} s", actions)
             self._target = max(self._minimum, self._target - 1)
-
-    def _free_to_go(self) -> list[_Worker]:
-        return [
-            one
-            for one in self._workers.values()
-            if one.serves and one.id != self._probe and (self._replacing is None or one.id not in self._replacing)
-        ]
 
     def _mark_due(self, now: float) -> None:
         """Find out who is to be recycled."""
@@ -572,9 +566,10 @@ class Policy:
         excess = self._count() - self._maximum
         if excess <= 0:
             return
-        pair = self._replacing or ()
+        # Letting one of a pair go would make the other count. Without them there are enough.
+        pair = self._pair() or ()
         going = sorted(
-            (one for one in self._workers.values() if one.counts and one.id not in pair[1:]),
+            (one for one in self._workers.values() if one.counts and one.id not in pair),
             key=lambda one: (one.serves, one.due is None, -one.idle_for(one.sampled_at)),
         )
         for one in going[:excess]:
@@ -642,8 +637,7 @@ class Policy:
         if self.state is PoolState.HALF_OPEN:
             looks += [self._proves_at(one) for one in serving if one.id == self._probe]
         if self._count() > self._minimum:
-            for one in self._free_to_go():
-                looks.append(one.sampled_at + self._idle_timeout - one.idle_for(one.sampled_at))
+            looks += [one.sampled_at + self._idle_timeout - one.idle_for(one.sampled_at) for one in serving]
         times = [max(look, self._ticked + _SOON) for look in looks]
         if self.state is PoolState.OPEN:
             times.append(self._until)
