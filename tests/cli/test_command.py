@@ -171,6 +171,20 @@ def test_doctor_says_what_is_wrong(command: Command, tmp_path: Path, monkeypatch
     assert "! network: offline mode (ATOLL_OFFLINE is set)" in done.out
 
 
+def test_doctor_says_what_limits_are_held_by_and_why_there_is_no_sandbox(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atoll.processes import sandbox
+
+    monkeypatch.setattr(sandbox, "_works", set())
+    monkeypatch.setenv("ATOLL_CGROUP", "0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = {one["name"]: one for one in json.loads(command("doctor", "--json").out)}
+    assert checks["sandbox"]["state"] == "limited"
+    assert "A service with sandbox= does not start. Bubblewrap is not installed" in checks["sandbox"]["means"]
+    assert "memory= is held by a watch" in checks["cgroups"]["details"][0]
+
+
 def test_a_check_that_fails_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from atoll.cli import checks
 

@@ -187,6 +187,10 @@ def test_alone_in_its_group_it_steps_aside(base: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(cgroups, "_write", lambda folder, name, text: write(folder, name, text.replace("+", "")))
     (base / "cgroup.subtree_control").write_text("")
     (base / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    could = find_groups(*listing(tmp_path, str(base.parent), "/groups"), prepare=False)
+    assert could is not None
+    assert (could.folder, set(could.controllers)) == (str(base), {"memory", "cpu"})
+    assert not (base / "atoll-host").exists()
     found = find_groups(*listing(tmp_path, str(base.parent), "/groups"))
     assert found is not None
     assert (found.folder, set(found.controllers)) == (str(base), {"memory", "cpu"})

@@ -18,7 +18,10 @@ from typing import Literal
 from ..environments.cache import cache_folder, make_folder, remove
 from ..environments.interpreters import OLDEST, is_offline, survey
 from ..environments.uv_command import clean_environ, find_uv
-from ..errors import AtollError
+from ..errors import AtollError, SandboxUnavailable
+from ..processes.cgroups import find_groups, own_group
+from ..processes.limits import enforcement
+from ..processes.sandbox import require_bubblewrap
 from .output import size_text
 
 
@@ -187,24 +190,20 @@ def _check_supervision() -> Check:
 
 
 def _check_sandbox() -> Check:
-    bwrap = shutil.which("bwrap")
-    namespaces = _user_namespaces()
-    found = (
-        f"bwrap {'at ' + bwrap if bwrap else 'not installed'}, user namespaces {'' if namespaces else 'do not '}work"
-    )
-    if bwrap and _output([bwrap, "--ro-bind", "/", "/", "--unshare-pid", "true"]) is not None:
-        return Check("sandbox", "good", found, "Workers can be shut in: files, network and processes.")
-    if bwrap:
-        return Check(
-            "sandbox", "limited", found, "bwrap is there but may not make a sandbox; workers cannot be shut in."
-        )
-    means = "Workers are separate processes, but not shut in. For untrusted code install bubblewrap."
-    return Check("sandbox", "limited", found, means)
+    try:
+        bwrap = require_bubblewrap()
+    except SandboxUnavailable as error:
+        found = shutil.which("bwrap") or "no bubblewrap"
+        return Check("sandbox", "limited", found, f"A service with sandbox= does not start. {_sentence(error)}")
+    said = _output([bwrap, "--version"]) or "bubblewrap"
+    means = "Workers can be shut in (sandbox=): files, network, processes, shared memory."
+    return Check("sandbox", "good", f"{said} ({bwrap})", means)
 
 
-def _user_namespaces() -> bool:
-    unshare = shutil.which("unshare")
-    return unshare is not None and _output([unshare, "--user", "--map-root-user", "true"]) is not None
+def _sentence(error: Exception) -> str:
+    """What an error says, without the words that say where it was met."""
+    text = str(error).removeprefix("a sandbox was asked for, and ")
+    return text[:1].upper() + text[1:]
 
 
 def _check_gpu() -> Check:
@@ -223,18 +222,21 @@ def _check_gpu() -> Check:
 
 
 def _check_cgroups() -> Check:
-    if not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        means = "Limits of memory and processor time fall back to those of single processes (rlimits)."
-        return Check("cgroups", "limited", "no unified (v2) hierarchy", means)
-    with open("/proc/self/cgroup", encoding="ascii") as file:
-        own = next((line.strip()[3:] for line in file if line.startswith("0::")), "/")
-    folder = "/sys/fs/cgroup" + own.rstrip("/")
-    if os.access(folder, os.W_OK) and os.access(os.path.join(folder, "cgroup.procs"), os.W_OK):
-        return Check(
-            "cgroups", "good", f"v2, writable at {folder}", "Memory and processor limits hold for whole workers."
-        )
-    means = "Limits fall back to those of single processes; run under `systemd-run --user --scope` for more."
-    return Check("cgroups", "limited", f"v2, not writable at {folder}", means)
+    groups = find_groups(prepare=False)
+    held = enforcement(groups.controllers if groups is not None else None)
+    details = tuple(f"{limit}= is held by {by}" for limit, by in held.items())
+    if groups is not None and set(groups.controllers) >= {"memory", "cpu"}:
+        means = "Limits of memory and processors hold for whole workers, by the kernel."
+        return Check("cgroups", "good", f"v2, workers' groups in {groups.folder}", means, details)
+    if groups is not None:
+        found = f"v2, workers' groups in {groups.folder}, with {' and '.join(groups.controllers)} only"
+        return Check("cgroups", "limited", found, "The other limits hold for single processes.", details)
+    own = own_group()
+    if own is None:
+        means = "Limits are held by other means (see below); memory is looked at a few times a second."
+        return Check("cgroups", "limited", "no unified (v2) hierarchy", means, details)
+    means = "Limits are held by other means; `systemd-run --user --scope -p Delegate=yes` gives groups."
+    return Check("cgroups", "limited", f"v2, no groups can be made in {own}", means, details)
 
 
 def _cores() -> int:

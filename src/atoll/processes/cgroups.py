@@ -132,11 +132,14 @@ class WorkerGroups:
                     _remove_folder(os.path.join(self.folder, name))
 
 
-def find_groups(mounts: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup") -> WorkerGroups | None:
-    """Where this process can make groups for workers, prepared for that; None if it cannot.
+def find_groups(
+    mounts: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup", *, prepare: bool = True
+) -> WorkerGroups | None:
+    """Where this process can make groups for workers; None if it cannot.
 
     Args:
         mounts, own: the kernel's lists of mounts, and of the groups that this process is in.
+        prepare: step aside, if that is what it takes; else only find out that it could.
     """
     asked = os.environ.get("ATOLL_CGROUP", "")
     if asked == "0":
@@ -146,7 +149,7 @@ def find_groups(mounts: str = "/proc/self/mountinfo", own: str = "/proc/self/cgr
     folder = own_group(mounts, own)
     if folder is None:
         return None
-    return _usable(folder) or _step_aside(folder) or _usable(os.path.dirname(folder))
+    return _usable(folder) or _step_aside(folder, prepare) or _usable(os.path.dirname(folder))
 
 
 def own_group(mounts: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup") -> str | None:
@@ -182,13 +185,15 @@ def _usable(folder: str) -> WorkerGroups | None:
     return probe
 
 
-def _step_aside(folder: str) -> WorkerGroups | None:
+def _step_aside(folder: str, prepare: bool) -> WorkerGroups | None:
     """If this process is alone in a group of its own: move it into a child, so that controllers can be handed down."""
     if _read(folder, "cgroup.procs").split() != [str(os.getpid())]:
         return None
     controllers = [one for one in _USEFUL if one in _read(folder, "cgroup.controllers").split()]
     if not controllers or not os.access(os.path.join(folder, "cgroup.subtree_control"), os.W_OK):
         return None
+    if not prepare:
+        return WorkerGroups(folder, controllers)
     aside = os.path.join(folder, "atoll-host")
     try:
         os.makedirs(aside, exist_ok=True)
