@@ -162,6 +162,7 @@ def test_without_opentelemetry_a_trace_given_by_hand_crosses() -> None:
     assert tracing.begin("s", "f") is None
     assert tracing.current_traceparent() is None
     with tracing.traceparent(HEADER, "vendor=1"):
+        assert tracing.may_trace()
         assert tracing.current_traceparent() == HEADER
         call = tracing.begin("s", "f")
         assert call is not None
@@ -176,7 +177,14 @@ def test_without_opentelemetry_a_trace_given_by_hand_crosses() -> None:
 @pytest.mark.usefixtures("without_opentelemetry")
 def test_a_call_made_in_the_middle_of_a_call_passes_its_trace_on() -> None:
     with worker_tracing.use(HEADER):
+        assert tracing.may_trace()
         assert tracing.current_traceparent() == HEADER
+
+
+def test_a_program_without_traces_is_told_so_at_once() -> None:
+    code = "from atoll.pool import tracing; assert not tracing.may_trace(); import opentelemetry.trace\n"
+    code += "assert tracing.may_trace()"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
 
 
 def test_each_task_has_the_trace_of_its_own_call() -> None:

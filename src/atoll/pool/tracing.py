@@ -119,6 +119,11 @@ class CallTrace:
             span.end()
 
 
+def may_trace() -> bool:
+    """Whether ``begin`` is worth asking: cheap, for the path of every call."""
+    return _was_set or "opentelemetry.trace" in _modules or current_headers.get() is not None
+
+
 def begin(service: str, function: str) -> CallTrace | None:
     """A call begins: None if it belongs to no trace. ``CallTrace.end`` must be called at its end.
 

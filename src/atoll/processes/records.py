@@ -156,5 +156,6 @@ class WorkerRecords:
             key=lambda pair: pair[0],
         )
         records = ((created, line) for created, record in said for line in record.lines())
-        merged = heapq.merge(records, lines, key=lambda pair: pair[0])
+        # As one list first: lines may still arrive.
+        merged = heapq.merge(records, list(lines), key=lambda pair: pair[0])
         return [line for _, line in merged][-KEPT_LINES:]
