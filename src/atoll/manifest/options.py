@@ -17,19 +17,22 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How a worker that ended unexpectedly is replaced.
 
     The first time at once; then after ``backoff`` seconds, twice as many each time until a worker serves a call again,
-    with up to a quarter more or less, so that many pools do not start in step.
+    with up to a quarter more or less, so that many pools do not start in step. Who was ended by a caller's deadline,
+    or retired, is replaced at once and not counted.
 
     Attributes:
         backoff: seconds before the second restart in a row.
         backoff_max: seconds that no pause is longer than.
-        max_restarts: restarts within ``window``; when more are needed, it is a crash loop and the breaker opens.
+        max_restarts: restarts within ``window``, for each worker of the pool; when more are needed, it is a crash loop
+            and the breaker opens.
         window: seconds in which restarts are counted.
     """
 
     backoff: Annotated[float, Meta(ge=0, description="Seconds before the second restart in a row; then doubled.")] = 0.1
     backoff_max: Annotated[float, Meta(ge=0, description="Seconds that no pause is longer than.")] = 30.0
     max_restarts: Annotated[
-        int, Meta(ge=0, description="Restarts within the window; when more are needed, the breaker opens.")
+        int,
+        Meta(ge=0, description="Restarts within the window, for each worker; when more are needed, the breaker opens."),
     ] = 10
     window: Annotated[float, Meta(gt=0, description="Seconds in which restarts are counted.")] = 60.0
 
