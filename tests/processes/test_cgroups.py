@@ -20,8 +20,9 @@ import atoll
 from atoll.processes import Limits, cgroups
 from atoll.processes.cgroups import WorkerGroups, find_groups, own_group
 from atoll.processes.limits import apply_limits, enforcement
+from atoll.processes.tree import descendants, kill_tree
 from atoll.processes.usage import start_time
-from conditions import until
+from conditions import until, until_gone
 
 FILES = (
     *("cgroup.procs", "cgroup.subtree_control", "cgroup.controllers", "cgroup.kill"),
@@ -323,6 +324,28 @@ def test_what_this_machine_has_is_looked_at_without_an_error(monkeypatch: pytest
     monkeypatch.delenv("ATOLL_CGROUP", raising=False)
     found = own_group()
     assert found is None or os.path.isdir(found)
+
+
+@pytest.mark.skipif(not os.access(own_group() or "/nowhere", os.W_OK), reason="no group of version 2 to make groups in")
+def test_the_kernel_moves_processes_into_a_group_and_ends_them_with_it() -> None:
+    """Without controllers, which is all that is needed for this much."""
+    folder = str(own_group())
+    family = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 601"], start_new_session=True)
+    try:
+        children = until(lambda: len(found := descendants(family.pid)) == 2 and found)
+        group = WorkerGroups(folder, []).add([family.pid, *children], memory=None, cpus=None)
+        assert group is not None
+        listed = Path(group.folder, "cgroup.procs").read_text().split()
+        assert sorted(map(int, listed)) == sorted([family.pid, *children])
+        WorkerGroups(folder, []).sweep()
+        assert os.path.isdir(group.folder)
+        group.remove()
+        assert family.wait(20) == -9
+        until_gone(*children)
+        until(lambda: not os.path.exists(group.folder))
+    finally:
+        kill_tree(family.pid)
+        family.wait()
 
 
 REAL = os.environ.get("ATOLL_TEST_CGROUP")

@@ -390,6 +390,24 @@ def test_a_timeout_says_where_it_was() -> None:
         wait_for_ever()
 
 
+@needs_sandbox
+def test_files_in_its_tmp_do_not_escape_its_memory_limit() -> None:
+    """They lie in memory, and belong to no process."""
+
+    @atoll.function(sandbox=atoll.Sandbox(), memory="200MB")
+    def fill() -> int:
+        written = 0
+        try:
+            with open("/tmp/large", "wb", buffering=0) as file:
+                while written < 10**9:
+                    written += file.write(b"x" * 10**6)
+        except OSError:
+            pass
+        return written
+
+    assert 190_000_000 < fill() < 210_000_000
+
+
 # -- where there can be none -----------------------------------------------------------------------------------------
 
 

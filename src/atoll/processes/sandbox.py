@@ -16,6 +16,8 @@ sandbox, which is bubblewrap's too, and that is the parent of the worker's inter
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import select
 import shutil
@@ -91,7 +93,8 @@ def wrap(
         command: the interpreter, as an absolute path, and its arguments.
         policy: what may be reached beside what every worker needs.
         needed: files and folders that the command reads, such as its environment's.
-        memory: bytes that files in its ``/tmp``, which lie in memory, may take; None for the kernel's default.
+        memory: bytes that files in its ``/tmp``, which lie in memory, may take; None for the kernel's default, which is
+            also what an older bubblewrap leaves it at.
 
     Raises:
         SandboxUnavailable: there is no bubblewrap, it cannot make a sandbox here, or what is needed lies where sharing
@@ -118,7 +121,8 @@ def wrap(
             mounts[path] = mount
     mounts["/proc"] = ["--proc", "/proc"]
     mounts["/dev"] = ["--dev", "/dev"]
-    mounts["/tmp"] = [*(() if memory is None else ("--size", str(memory))), "--tmpfs", "/tmp"]  # noqa: S108
+    bounded = ("--size", str(memory)) if memory is not None and _can_bound(bwrap) else ()
+    mounts["/tmp"] = [*bounded, "--tmpfs", "/tmp"]  # noqa: S108
     for kind, paths in (("read", policy.read), ("write", policy.write)):
         for path in map(os.path.abspath, paths):
             if not os.path.exists(path):
@@ -178,6 +182,9 @@ class Gate:
 
     def close(self) -> None:
         """Let the worker begin, and let go of the descriptors."""
+        with contextlib.suppress(OSError):  # it has ended
+            # Said, not shown by closing: a child that was forked meanwhile may hold a copy.
+            os.write(self._block, b"\0")
         os.close(self._info)
         os.close(self._block)
 
@@ -284,6 +291,16 @@ def require_bubblewrap(*, network: bool = False) -> str:
             )
         _works.add((bwrap, network))
     return bwrap
+
+
+@functools.cache
+def _can_bound(bwrap: str) -> bool:
+    """Whether this bubblewrap can limit the size of a file system in memory."""
+    try:
+        said = subprocess.run([bwrap, "--help"], capture_output=True, text=True, timeout=_PROBE_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "--size " in said.stdout + said.stderr
 
 
 def _remedy() -> str:
