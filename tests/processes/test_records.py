@@ -79,6 +79,23 @@ def test_a_record_arrives_as_it_was_said(kept: Kept) -> None:
     assert "ERROR lost x\nTraceback (most recent call last):" in formatted
 
 
+def test_a_record_has_what_this_program_gives_its_records(kept: Kept) -> None:
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = before(*args, **kwargs)
+        made.request = "r1"
+        return made
+
+    logging.setLogRecordFactory(factory)
+    try:
+        WorkerRecords("s", 1).receive(0, payload_of())
+        (got,) = until(lambda: kept.records)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert logging.Formatter("%(request)s %(message)s").format(got) == "r1 loaded"
+
+
 def test_percent_signs_of_a_message_are_left_alone(kept: Kept) -> None:
     WorkerRecords("s", 1).receive(0, payload_of(message="100 % of %s and %(x)d"))
     (got,) = until(lambda: kept.records)
@@ -272,6 +289,7 @@ def test_last_words_are_bounded() -> None:
     long = record(1.0, "failed", "ERROR", "\n".join(f"frame {number}" for number in range(500)))
     lines = worker_with(long).last_words()
     assert (lines[0], lines[1], lines[-1], len(lines)) == ("ERROR a.b: failed", "...", "frame 499", 13)
+    assert len(worker_with(record(1.0, "x" * 20_000)).last_words()[0]) == 2000
 
 
 def test_the_last_words_are_there_before_any_handler_was_done(kept: Kept) -> None:

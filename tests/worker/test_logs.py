@@ -226,6 +226,20 @@ def test_what_would_be_printed_arrives_once_as_a_record(script: Script, set_up: 
     assert (outcome.stdout, outcome.stderr) == ("", "")
 
 
+def test_what_rich_would_print_arrives_once_as_a_record(script: Script) -> None:
+    pytest.importorskip("rich.logging")
+    outcome = script(
+        """
+        import logging
+        from rich.logging import RichHandler
+        logging.basicConfig(level=logging.INFO, handlers=[RichHandler()])
+        logging.getLogger("a").info("once")
+        """
+    )
+    assert outcome.said == [("INFO", "a", "once")]
+    assert (outcome.stdout, outcome.stderr) == ("", "")
+
+
 def test_other_handlers_get_what_they_always_get(script: Script, tmp_path: Path) -> None:
     outcome = script(
         f"""

@@ -30,6 +30,7 @@ _logger = logging.getLogger("atoll.processes")
 MOST_LOGGERS = 1000
 # Lines of one record that are kept, of what may be a long traceback its last ones.
 _KEPT_RECORD_LINES = 12
+_LONGEST_KEPT_LINE = 2000
 _FIELDS = (int, str, str, float, str, str, str, str, int, str)
 
 _decoder = Decoder(checked=True, side="the host")
@@ -58,7 +59,7 @@ class WorkerRecord(NamedTuple):
         lines = [f"{self.level_name} {name}{first}", *more, *self.exception.splitlines()]
         if len(lines) > _KEPT_RECORD_LINES:
             lines[1 : 1 - _KEPT_RECORD_LINES] = ["..."]
-        return lines
+        return [line[:_LONGEST_KEPT_LINE] for line in lines]
 
 
 def parse(payload: bytes) -> WorkerRecord | None:
@@ -88,7 +89,8 @@ def emit(service: str, pid: int, call_id: int, record: WorkerRecord) -> None:
         logger = logging.getLogger(_logger_name(service, record.logger))
         if not logger.isEnabledFor(record.level):
             return
-        made = logging.LogRecord(
+        # As this program makes its records: its formatters may ask for what it adds.
+        made = logging.getLogRecordFactory()(
             logger.name, record.level, record.path, record.line, record.message, None, None, record.function
         )
         made.levelname = record.level_name or made.levelname
