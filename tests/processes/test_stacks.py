@@ -96,6 +96,13 @@ def crashing_its_own_way():
 def deep(depth=90):
     deep(depth - 1) if depth else sleeping()
 
+def much_to_tell():
+    def descend(depth):
+        descend(depth - 1) if depth else time.sleep(600)
+    for _ in range(60):
+        threading.Thread(target=descend, args=(80,), daemon=True).start()
+    sleeping()
+
 def blocking_signals():
     import signal
     signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
@@ -175,6 +182,15 @@ def test_asking_two_hundred_times_leaves_nothing(start: Start) -> None:
     assert process.poll() is None
 
 
+def test_a_long_answer_is_waited_for_to_its_end(start: Start) -> None:
+    process = start("much_to_tell")
+    until(lambda: dump(process).count("in descend") == 60 * 81)
+    for _ in range(20):
+        text = dump(process)
+        assert text.count("most recent call first") == 61
+        assert text.count("in descend") == 60 * 81
+
+
 def _link(pid: int, fd: str) -> str:
     try:
         return os.readlink(f"/proc/{pid}/fd/{fd}")
@@ -242,6 +258,7 @@ def test_a_stopped_process_is_not_waited_for_and_not_woken(start: Start) -> None
     os.kill(process.pid, signal.SIGSTOP)
     until(lambda: state_of(process.pid) == "T")
     assert dump(process) == ""
+    assert not module._mask(module._status(f"/proc/{process.pid}/status"), "ShdPnd")
     os.kill(process.pid, signal.SIGCONT)
     until(lambda: state_of(process.pid) != "T")
     assert dump(process).count("most recent call first") == 1  # not once more for the time it was stopped
