@@ -146,6 +146,15 @@ def test_scaling_down_ends_a_worker_that_is_not_ready() -> None:
     assert made.restarts == 0
 
 
+@pytest.mark.parametrize("fatal", [True, False])
+def test_what_becomes_of_a_worker_that_nobody_needs_blames_nobody(fatal: bool) -> None:
+    made = serving(1, minimum=1, maximum=2, restart=Restart(max_restarts=0))
+    made.wanted(1, 1)
+    made.scale(1, 1, 1)
+    assert made.failed(2, 2, "killed", fatal=fatal) == []
+    assert made.scale(3, 2, 2) == [Start(3)]
+
+
 def test_scaling_down_while_one_is_replaced_lets_go_of_another() -> None:
     made = serving(3)
     assert made.reload(1) == [Start(4, replaces=1)]
@@ -537,7 +546,10 @@ def test_a_worker_is_recycled_after_its_replacement_is_ready(recycle: Recycle, s
 
 def test_calls_and_memory_are_looked_at_without_pings() -> None:
     assert serving(1).next_wake is None
-    assert serving(1, recycle=Recycle(calls=5)).next_wake == 2
+    made = serving(1, recycle=Recycle(calls=5))
+    assert made.next_wake == 2
+    sampled(made, 2, w1=BUSY)
+    assert made.next_wake == 4
     assert serving(1, recycle=Recycle(memory_growth=5)).next_wake == 2
     assert serving(1, recycle=Recycle(age=500)).next_wake == 500
 

@@ -226,7 +226,7 @@ class Policy:
         actions: list[Action] = []
         one = self._find(worker)
         if one is not None and one.move(WorkerEvent.READY) and one.serves:
-            one.ready_at = one.sampled_at = one.moved_at = now
+            one.ready_at = one.sampled_at = now
             one.baseline = rss
             others = any(other.serves for other in self._workers.values() if other is not one)
             if self._health_interval is not None and not others:
@@ -498,7 +498,7 @@ class Policy:
                 one.asked_at = None if one.asked_at is None else now
         patience = 0.999 * interval  # timers do not come to the bit
         for one in self._workers.values():
-            if one.asked_at is None or one.sample is None or one.state is WorkerState.ENDING:
+            if one.asked_at is None or one.sample is None:
                 continue
             unanswered = now - one.asked_at
             quiet = now - max(one.asked_at, one.moved_at)
