@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -141,15 +142,27 @@ def test_a_server_serves_living_pools_to_this_machine_only(monkeypatch: pytest.M
     assert samples["atoll_queue_depth", frozenset({("service", "vision")})] == 4
 
 
-def test_the_living_pools_are_those_not_closed() -> None:
+def test_calls_of_a_real_pool_are_scraped_until_it_is_closed() -> None:
     @atoll.function
-    def answer() -> int:
-        return 42
+    def divide(one: int, other: int) -> float:
+        return one / other
 
-    assert answer() == 42
+    for other in (1, 2, 0):
+        with contextlib.suppress(ZeroDivisionError):
+            divide(1, other)
+    _, samples = parsed(atoll.prometheus.to_text())
+    counted = {
+        dict(labels)["outcome"]: value
+        for (name, labels), value in samples.items()
+        if name == "atoll_call_duration_seconds_count" and ("function", "divide") in labels
+    }
+    assert counted == {"ok": 2, "error": 1}
+    (resident,) = (value for (name, _), value in samples.items() if name == "atoll_worker_resident_bytes")
+    assert resident > 1e6
     assert len(atoll.pool.pools()) == 1
-    answer.close()
+    divide.close()
     assert atoll.pool.pools() == []
+    assert parsed(atoll.prometheus.to_text())[1] == {}
 
 
 def test_without_the_client_the_error_says_what_to_install() -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .pool import pools as _living_pools
 from .pool.metrics import Distribution, Metric, PoolMetrics, Snapshot, merged
@@ -52,8 +52,7 @@ def _prometheus_client() -> Any:
 
 
 def _metrics(pools: _Pools | None) -> list[Metric]:
-    asked = cast("_Pools", pools or _living_pools)
-    return merged(metric for pool in asked() for metric in pool.metrics())
+    return merged(metric for pool in (pools or _living_pools)() for metric in pool.metrics())
 
 
 def collector(pools: _Pools | None = None) -> Collector:
