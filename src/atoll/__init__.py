@@ -25,13 +25,16 @@ import atexit as _atexit
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from atoll_worker.references import RemoteObject, ref
 from atoll_worker.registry import register
 
 from .client import Function, FunctionInfo, RemoteFunction, Service, function
 from .errors import (
     AtollError,
     BuildError,
+    CallCancelled,
     CallTimeout,
+    CircuitOpen,
     DecodeError,
     EncodeError,
     EnvironmentDrift,
@@ -43,6 +46,7 @@ from .errors import (
     ManifestError,
     OfflineError,
     ProtocolError,
+    QueueFull,
     RemoteError,
     RemoteProtocolError,
     ResolutionError,
@@ -55,8 +59,12 @@ from .errors import (
     WorkerStartError,
 )
 from .pool.pool import shutdown
+from .pool.stream import Stream
+from .pool.tracing import traceparent
 
 if _TYPE_CHECKING:
+    from atoll_worker.singleton import ProxiedSingleton, local
+
     from .manifest import Breaker, Recycle, Restart, Sandbox, ServiceSpec
 
 __version__ = "0.1.0"
@@ -65,7 +73,9 @@ __all__ = [
     "AtollError",
     "Breaker",
     "BuildError",
+    "CallCancelled",
     "CallTimeout",
+    "CircuitOpen",
     "DecodeError",
     "EncodeError",
     "EnvironmentDrift",
@@ -79,17 +89,21 @@ __all__ = [
     "ManifestError",
     "OfflineError",
     "ProtocolError",
+    "ProxiedSingleton",
+    "QueueFull",
     "Recycle",
     "RemoteError",
     "RemoteFunction",
+    "RemoteObject",
     "RemoteProtocolError",
     "ResolutionError",
-    "SandboxUnavailable",
     "Restart",
     "Sandbox",
+    "SandboxUnavailable",
     "Service",
     "ServiceClosed",
     "ServiceSpec",
+    "Stream",
     "ValuesError",
     "WorkerDied",
     "WorkerError",
@@ -97,12 +111,19 @@ __all__ = [
     "WorkerStartError",
     "__version__",
     "function",
+    "local",
+    "ref",
     "register",
     "shutdown",
+    "traceparent",
 ]
 
 
 def __getattr__(name: str) -> _Any:
+    if name in ("ProxiedSingleton", "local"):
+        from atoll_worker import singleton
+
+        return getattr(singleton, name)
     if name in ("Breaker", "Recycle", "Restart", "Sandbox", "ServiceSpec"):
         from . import manifest  # these bring msgspec, which takes longer to import than all the rest
 

@@ -19,7 +19,10 @@ What belongs here: classes and what they say. What does not: deciding when to ra
     │   │   └── SandboxUnavailable            a sandbox was asked for, and cannot be had here
     │   └── WorkerDied                        the process ended: exit code or signal, phase, last stderr lines
     │       └── WorkerOutOfMemory             it held more memory than it may; says the limit and the use
-    ├── CallTimeout (TimeoutError)            the deadline of a call passed; its worker was stopped
+    ├── CallTimeout (TimeoutError)            the deadline of a call passed; says how the call was ended
+    ├── CallCancelled (CancelledError)        its caller gave a call up; says how the call was ended
+    ├── QueueFull                             as many callers wait as may
+    ├── CircuitOpen                           workers keep failing, so none is started for now; says why
     ├── FunctionNotFound (AttributeError)     the service exposes no function of that name
     ├── ServiceClosed (RuntimeError)          a call after close() or atoll.shutdown()
     ├── RemoteError                           the worker's function raised; also an instance of the original
@@ -31,14 +34,15 @@ What belongs here: classes and what they say. What does not: deciding when to ra
         ├── LocalProtocolError                this side broke the wire's rules (a bug in atoll)
         └── RemoteProtocolError               the other side did
 
-``RemoteError``, ``ValuesError`` and ``ProtocolError`` with what is under them are shared with the worker side and defined in
-``atoll_worker.errors``.
+``RemoteError``, ``ValuesError`` and ``ProtocolError`` with what is under them are shared with the worker side and
+defined in ``atoll_worker.errors``.
 """
 
 from __future__ import annotations
 
 import signal as _signal
 from collections.abc import Sequence
+from concurrent.futures import CancelledError as _CancelledError
 
 from atoll_worker.errors import (
     AtollError,
@@ -54,7 +58,9 @@ from atoll_worker.errors import (
 __all__ = [
     "AtollError",
     "BuildError",
+    "CallCancelled",
     "CallTimeout",
+    "CircuitOpen",
     "DecodeError",
     "EncodeError",
     "EnvironmentDrift",
@@ -66,6 +72,7 @@ __all__ = [
     "ManifestError",
     "OfflineError",
     "ProtocolError",
+    "QueueFull",
     "RemoteError",
     "RemoteProtocolError",
     "ResolutionError",
@@ -223,7 +230,51 @@ def _size_text(size: int) -> str:
 
 
 class CallTimeout(AtollError, TimeoutError):
-    """The deadline of a call passed before the worker answered; the worker was stopped and will be replaced."""
+    """The deadline of a call passed before the worker answered.
+
+    Attributes:
+        rung: what it took to end the call: ``"cooperative"`` (its code looked, and returned), ``"exception"``
+            (``Cancelled`` was raised in it), ``"SIGTERM"`` or ``"SIGKILL"`` (its worker was stopped, and is replaced);
+            None where it had not begun.
+    """
+
+    rung: str | None = None
+
+
+class CallCancelled(AtollError, _CancelledError):
+    """The caller gave the call up, and it was ended.
+
+    Attributes:
+        rung: as for ``CallTimeout``.
+    """
+
+    rung: str | None = None
+
+
+class QueueFull(AtollError):
+    """As many callers wait for a worker as ``max_queue`` allows. Nothing was started; try later, or elsewhere."""
+
+
+class CircuitOpen(AtollError):
+    """Workers of the service keep failing, so for now none is started and calls are refused at once.
+
+    Attributes:
+        service: name of the service.
+        reason: why the last ones failed.
+        retry_in: seconds until a worker is tried again; None if never.
+    """
+
+    def __init__(self, service: str, reason: str, retry_in: float | None) -> None:
+        self.service = service
+        self.reason = reason
+        self.retry_in = retry_in
+        again = "" if retry_in is None else f"; one is tried again in {retry_in:.1f} seconds"
+        super().__init__(
+            f"no worker of service {service!r} is started for now, since they keep failing{again}: {reason}"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return CircuitOpen, (self.service, self.reason, self.retry_in)
 
 
 class FunctionNotFound(AtollError, AttributeError):

@@ -9,8 +9,8 @@ A service's author imports from here::
 The host loads this package by its place on disk and runs ``__main__``; nothing is installed into the service's
 environment. Layout, lowest first: ``wire`` and ``lane`` (bytes), ``registry``, ``errors``, ``guard``, ``adapters`` and
 ``values`` (what crosses), ``streams`` and ``references`` (what is lent), ``connection`` (moving it), ``service`` (what
-can be called), ``channel`` (calls both ways), ``context`` (what user code sees of its call), ``control`` and ``runtime``
-(the process).
+can be called), ``channel`` (calls both ways), ``context`` (what user code sees of its call), ``control`` and
+``runtime`` (the process).
 """
 
 from .registry import register
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Which of these user code asked for.
-used_names = set()
+used_names = set()  # type: set[str]
 
 _PLACES = {
     "Cancelled": "errors",

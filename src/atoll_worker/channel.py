@@ -149,7 +149,7 @@ class Channel:
                     self._reply(*self._unencodable(error, result))
             # Nothing of a call stays alive while waiting for the next one.
             payload, buffers = b"", ()
-            name = args = kwargs = result = function = None
+            name = args = kwargs = result = function = None  # type: ignore[assignment]
             if self.pending:
                 self.do_pending()
 

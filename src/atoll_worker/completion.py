@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a coroutine to its end from code that is not asynchronous.
 
-A worker has one event loop, on its main thread. With one call at a time it runs while a coroutine does, and is continued
-by the next; with several it runs all the time. Anywhere else (in the host, or where the loop's own thread waits for a
-nested call) a coroutine gets a loop of its own.
+A worker has one event loop, on its main thread. With one call at a time it runs while a coroutine does, and is
+continued by the next; with several it runs all the time. Anywhere else (in the host, or where the loop's own thread
+waits for a nested call) a coroutine gets a loop of its own.
 """
 
 from __future__ import annotations
 
+from _contextvars import ContextVar
 from _thread import get_ident
 
 TYPE_CHECKING = False
@@ -41,7 +42,7 @@ class Loop:
             return self.asyncio.run_coroutine_threadsafe(self._as_task(coroutine), loop).result()
         if get_ident() != self._thread or self.asyncio._get_running_loop() is not None:
             return _elsewhere(coroutine)
-        task: Task[Any] = loop.create_task(coroutine)  # type: ignore[arg-type]
+        task: Task[Any] = loop.create_task(coroutine)
         self._on_task(task)
         try:
             return loop.run_until_complete(task)
@@ -141,6 +142,9 @@ def _elsewhere(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 _loop: Optional[Loop] = None
 
+# The loop that a callback's coroutines belong to, in a host whose caller awaits.
+home: ContextVar[Optional[AbstractEventLoop]] = ContextVar("atoll_home", default=None)
+
 
 def use(loop: Loop) -> None:
     """Let ``complete`` run coroutines on this loop from now on."""
@@ -154,6 +158,9 @@ def complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return _loop.complete(coroutine)
     import asyncio
 
+    own = home.get()
+    if own is not None and own.is_running() and asyncio._get_running_loop() is not own:
+        return asyncio.run_coroutine_threadsafe(coroutine, own).result()
     if asyncio._get_running_loop() is not None:
         return _elsewhere(coroutine)
     return asyncio.run(coroutine)

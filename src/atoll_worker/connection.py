@@ -358,8 +358,8 @@ class Connection:
         sleep: bool = True,
         kind: int = CALL,
     ) -> Reply:
-        """Send a CALL, or the RESULT or ERROR of a call back, and wait for what the other side says to it: RESULT, ERROR
-        or, within the call, a CALL of its own.
+        """Send a CALL, or the RESULT or ERROR of a call back, and wait for what the other side says to it: RESULT,
+        ERROR or, within the call, a CALL of its own.
 
         Args:
             codec: of the payload.

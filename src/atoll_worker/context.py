@@ -2,16 +2,16 @@
 """What user code in a worker can ask and say during a call: ``host``, ``progress``, ``cancelled``.
 
 The call that code belongs to is known by a context variable, so it is right in threads that serve calls, in coroutines,
-and in what ``asyncio.to_thread`` runs. Code on a thread of its own belongs to the one call in progress, if there is one.
-"""
+and in what ``asyncio.to_thread`` runs. Code on a thread of its own belongs to the one call in progress, if there is
+one."""
 
 from __future__ import annotations
 
 from _contextvars import ContextVar
 
 from .errors import AtollError
-from .references import INVOKE, Lending, Proxy, RemoteCallable, RemoteMethod, RemoteObject
 from .references import CALLABLE as _CALLABLE
+from .references import INVOKE, Lending, Proxy, RemoteCallable, RemoteMethod, RemoteObject
 from .references import ITERATOR as _ITERATOR
 from .references import OBJECT as _OBJECT
 from .streams import Inlet
@@ -63,8 +63,8 @@ def channel_now() -> Channel:
 
 
 def call_id_now() -> int:
-    """What tells the call that the calling code belongs to from others of this worker: its number, with the index of its
-    connection above 48 bits; 0 outside of a call."""
+    """What tells the call that the calling code belongs to from others of this worker: its number, with the index of
+    its connection above 48 bits; 0 outside of a call."""
     channel = current_channel.get()
     if channel is None:
         busy = [one for one in channels if one.call_number]
@@ -143,7 +143,8 @@ class RemoteIterator(Proxy):
 
 
 class HostObject:
-    """An object that the host gave to its service by name: its public methods can be called, or awaited with ``.aio``."""
+    """An object that the host gave to its service by name: its public methods can be called, or awaited with
+    ``.aio``."""
 
     __slots__ = ("_name",)
 
@@ -267,4 +268,3 @@ class Calls:
         except Exception as error:
             return results, describe_raised(error)
         return results, None
-

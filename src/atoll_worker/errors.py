@@ -45,7 +45,8 @@ class RemoteProtocolError(ProtocolError):
 
 
 class Cancelled(BaseException):
-    """Raised in a function whose call was cancelled, or has outlived its deadline. Let it pass: clean up in ``finally``."""
+    """Raised in a function whose call was cancelled, or has outlived its deadline. Clean up in ``finally``, and let it
+    pass."""
 
 
 class RemoteError(AtollError):

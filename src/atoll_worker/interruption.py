@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def _signal_number() -> Optional[int]:
     """A realtime signal, which programs seldom use; None where there are none, or Python is not 3.9+ on a Unix."""
-    import _signal  # `signal` would import `enum`
+    import _signal  # type: ignore[import-not-found]  # `signal` would import `enum`
 
     if not hasattr(_signal, "pthread_kill"):
         return None
     number = getattr(_signal, "SIGRTMAX", None)
-    return number - 2 if number is not None else _signal.SIGUSR2
+    return int(number - 2 if number is not None else _signal.SIGUSR2)
 
 
 class MainThread:
@@ -46,8 +46,8 @@ class MainThread:
         self._channel = channel
 
     def interrupt(self, channel: Channel) -> None:
-        """Raise ``Cancelled``, if the channel's thread is in user code of the call that ``interrupted_call`` names; else
-        let it look whether there is something to do. From any thread."""
+        """Raise ``Cancelled``, if the channel's thread is in user code of the call that ``interrupted_call`` names;
+        else let it look whether there is something to do. From any thread."""
         if self._number is not None:
             self._kill(channel.thread, self._number)
 

@@ -77,7 +77,7 @@ def _instance(described: dict[str, Any], members: list[RemoteError]) -> RemoteEr
         if original is not None and original.__module__ == "builtins":
             # Fills what is not in `args`: OSError.errno, UnicodeDecodeError.start, SyntaxError.lineno ...
             original.__init__(error, *args)
-    except Exception:  # noqa: BLE001 - arguments that the class does not take any more: keep what it said
+    except Exception:
         cls = _class_for(str(described["type"]), None)
         error = cls.__new__(cls, message)
         args = (message,)
@@ -86,12 +86,12 @@ def _instance(described: dict[str, Any], members: list[RemoteError]) -> RemoteEr
         if isinstance(key, str) and not key.startswith("__"):
             try:
                 setattr(error, key, part)
-            except Exception:  # noqa: BLE001, S112 - a read-only property; the message is what matters
+            except Exception:  # noqa: S112 - a read-only property; the message is what matters
                 continue
     # What the original's own __str__ made of its arguments, whether or not the class is known here.
     try:
         differs = BaseException.__str__(error) != message if original is None else str(error) != message
-    except Exception:  # noqa: BLE001 - a strange __str__ of a registered class
+    except Exception:
         differs = True
     if differs:
         error._message = message  # type: ignore[attr-defined]
@@ -190,7 +190,9 @@ _RAISING = _without_columns("raise LookupError")
 
 
 def _entry(filename: str, line: int, function: str, text: str, below: TracebackType | None) -> TracebackType | None:
-    names = {"co_name": function, "co_qualname": function} if hasattr(_RAISING, "co_qualname") else {"co_name": function}
+    names = (
+        {"co_name": function, "co_qualname": function} if hasattr(_RAISING, "co_qualname") else {"co_name": function}
+    )
     code: CodeType = _RAISING.replace(co_filename=filename, co_firstlineno=max(line, 1), **names)  # type: ignore[arg-type]
     try:
         exec(code, {"__name__": "atoll.remote"})  # noqa: S102 - the code is the one raise statement above

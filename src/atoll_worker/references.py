@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects that stay where they are: lent to the other side by number, and used there through a proxy.
 
-The same on both sides. What is lent: a callable passed as an argument, an iterator (``streams``), and what was wrapped in
-``ref``. What always holds:
+The same on both sides. What is lent: a callable passed as an argument, an iterator (``streams``), and what was wrapped
+in ``ref``. What always holds:
 
 * A number says how often it was received; the other side gives it back as often, once its proxy is collected. Nothing
   is kept by a timer, and everything goes with the process at the other end.

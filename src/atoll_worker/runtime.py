@@ -21,7 +21,16 @@ from .errors import ProtocolError, describe_exception, format_exception, remembe
 from .interruption import MainThread, OtherThread
 from .lane import Lane
 from .references import INVOKE, READ
-from .service import DESCRIBE, FunctionTable, is_coroutine_function, is_generator_function, is_idempotent, run_to_end, table_of_module
+from .service import (
+    DESCRIBE,
+    FunctionTable,
+    is_coroutine_function,
+    is_generator_function,
+    is_idempotent,
+    mark_idempotent,
+    run_to_end,
+    table_of_module,
+)
 from .values import Decoder, Encoder
 
 TYPE_CHECKING = False
@@ -323,7 +332,10 @@ def load_table(entry: Dict[str, Any]) -> FunctionTable:
     kind = entry["kind"]
     if kind == "source":
         table = FunctionTable()
-        table.add(entry["name"], load_source(entry))
+        function = load_source(entry)
+        table.add(entry["name"], function)
+        if entry["idempotent"]:
+            mark_idempotent(function)
         return table
     module = load_file(entry["path"]) if kind == "file" else _import(entry["module"])
     return table_of_module(module, entry["class"])

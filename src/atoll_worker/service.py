@@ -63,7 +63,7 @@ def expose_as(function: F, name: Optional[str], idempotent: bool = False) -> F:
     try:
         setattr(inner, _MARK, exposed)
         if idempotent:
-            setattr(inner, _IDEMPOTENT, True)
+            mark_idempotent(inner)
     except AttributeError:
         raise TypeError(f"@expose cannot mark {function!r}; write a function around it") from None
     return function
@@ -93,6 +93,11 @@ def is_generator_function(function: Any) -> bool:
 def is_idempotent(function: Any) -> bool:
     """Whether its author said that calling it twice does no more than calling it once."""
     return bool(getattr(function, _IDEMPOTENT, False))
+
+
+def mark_idempotent(function: Any) -> None:
+    """Calling this function twice does no more than calling it once."""
+    setattr(function, _IDEMPOTENT, True)
 
 
 def run_to_end(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,8 +2,8 @@
 """One object of the host's, used from any worker as if it were there.
 
 A class that derives from ``ProxiedSingleton`` is imported by both sides. In the host, calling it always gives the one
-instance. In a worker it gives a stand-in: its public methods and properties are those of the host's instance, except what
-is marked ``@local``, which runs in the worker.
+instance. In a worker it gives a stand-in: its public methods and properties are those of the host's instance, except
+what is marked ``@local``, which runs in the worker.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def local(function: F) -> F:
 class ProxiedSingleton:
     """Base of a class with one instance, in the host, that every worker can use.
 
-    Both sides must import the class under the same name. ``__init__`` runs once, in the host. In a worker a public method
-    crosses to the host's instance, where it may be ``async def`` (then it is awaited here too); so do properties. Names
-    that begin with an underscore, and what is marked with ``@local``, stay in the worker.
+    Both sides must import the class under the same name. ``__init__`` runs once, in the host. In a worker a public
+    method crosses to the host's instance, where it may be ``async def`` (then it is awaited here too); so do
+    properties. Names that begin with an underscore, and what is marked with ``@local``, stay in the worker.
     """
 
     _atoll_instance: ClassVar[Any] = None
@@ -49,7 +49,7 @@ class ProxiedSingleton:
         else:
             _classes[cls.__qualname__] = cls
             if "__init__" in cls.__dict__:
-                cls.__init__ = _once(cls.__dict__["__init__"])  # type: ignore[misc]
+                setattr(cls, "__init__", _once(cls.__dict__["__init__"]))  # noqa: B010 - mypy knows no such assignment
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         with _lock:

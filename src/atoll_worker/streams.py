@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Iterators across the boundary: pulled by the side that consumes, in batches that grow with its appetite.
 
-Back-pressure needs no rule of its own: nothing is produced that was not asked for. An ``Outlet`` stands where the iterator
-lives and hands out a batch; an ``Inlet`` stands where it is consumed and asks for the next one. A batch ends as soon as
-it has taken ``BATCH_SECONDS``, so a slow iterator's items come one by one, and a quick one's by the thousand.
+Back-pressure needs no rule of its own: nothing is produced that was not asked for. An ``Outlet`` stands where the
+iterator lives and hands out a batch; an ``Inlet`` stands where it is consumed and asks for the next one. A batch ends
+as soon as it has taken ``BATCH_SECONDS``, so a slow iterator's items come one by one, and a quick one's by the
+thousand.
 
 What does not belong here: how a batch crosses.
 """
@@ -153,7 +154,9 @@ class Inlet:
         """How many items to ask for now: more each time, while the consumer takes them quickly."""
         if self._asked:
             each = (perf_counter() - self._fetched_at) / self._asked
-            self._appetite = max(1, self._appetite // 2) if each > _SLOW_CONSUMER else min(MAX_BATCH, self._appetite * 2)
+            self._appetite = (
+                max(1, self._appetite // 2) if each > _SLOW_CONSUMER else min(MAX_BATCH, self._appetite * 2)
+            )
         return self._appetite
 
     def arrived(self, batch: Any) -> None:

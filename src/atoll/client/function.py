@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from ..manifest import function_spec
 from ..pool import Pool
-from .owner import PoolOwner
+from ..pool.settings import settings_of
+from ..pool.stream import Stream
+from .owner import PoolOwner, check_objects
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+T = TypeVar("T")
 
 
 class Function(RemoteFunction[P, R], PoolOwner, Generic[P, R]):
@@ -28,13 +31,22 @@ class Function(RemoteFunction[P, R], PoolOwner, Generic[P, R]):
     Its environment is built, and its worker started, by the first call.
     """
 
-    def __init__(self, local: Callable[P, R], source: FunctionSource, spec: ServiceSpec) -> None:
+    def __init__(
+        self,
+        local: Callable[P, R],
+        source: FunctionSource,
+        spec: ServiceSpec,
+        objects: Mapping[str, object],
+        idempotent: bool,
+    ) -> None:
         def plan() -> WorkerPlan:
             from .plan import plan_function
 
-            return plan_function(spec, source)
+            return plan_function(spec, source, idempotent)
 
-        super().__init__(Pool(spec.name, plan), source.name, spec.timeout)
+        super().__init__(
+            Pool(spec.name, plan, settings_of(spec, objects)), source.name, spec.timeout, streams=source.is_stream
+        )
         self._local = local
         self._spec = spec
         functools.update_wrapper(self, local)
@@ -45,6 +57,21 @@ class Function(RemoteFunction[P, R], PoolOwner, Generic[P, R]):
         return self._local
 
 
+class _Decorator(Protocol):
+    """What ``atoll.function(...)`` with options gives."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Function[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Iterator[T] | AsyncIterator[T]], /) -> Function[P, Stream[T]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Function[P, R]: ...
+
+
+@overload
+def function(function: Callable[P, Coroutine[Any, Any, T]], /) -> Function[P, T]: ...
+@overload
+def function(function: Callable[P, Iterator[T] | AsyncIterator[T]], /) -> Function[P, Stream[T]]: ...
 @overload
 def function(function: Callable[P, R], /) -> Function[P, R]: ...
 @overload
@@ -70,7 +97,9 @@ def function(
     nice: int | None = None,
     open_files: int | None = None,
     sandbox: Sandbox | Mapping[str, Any] | None = None,
-) -> Callable[[Callable[P, R]], Function[P, R]]: ...
+    host: Mapping[str, object] | None = None,
+    idempotent: bool = False,
+) -> _Decorator: ...
 def function(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Run a function in a process of its own, with its own packages and interpreter.
 
@@ -100,6 +129,9 @@ def function(function: Callable[..., Any] | None = None, /, **options: Any) -> A
         nice: scheduling priority of a worker, from -20 (first) to 19 (last); None for this process's own.
         open_files: files and sockets a worker may have open at the same time; None for this process's own limit.
         sandbox: what a worker may reach, an ``atoll.Sandbox`` or a mapping of its fields; None for no sandbox.
+        host: objects of this process that the function may call, by name: ``from atoll_worker import host``, inside of
+            it, and ``host.NAME.method(...)``.
+        idempotent: calling it twice does no more than calling it once, so ``.options(retries=...)`` may be asked for.
 
     Raises:
         FunctionSourceError: the function cannot be shipped; the message names why.
@@ -114,7 +146,9 @@ def _make(local: Callable[..., Any], options: dict[str, Any]) -> Function[..., A
     from .source import source_of  # brings ast and inspect
 
     source = source_of(local)
+    objects = check_objects(options.pop("host", None))
+    idempotent = bool(options.pop("idempotent", False))
     # Only for health_interval does None differ from the default: no looks at all.
     given = {key: value for key, value in options.items() if value is not None or key == "health_interval"}
     name = given.pop("name", source.name if local.__name__ == "<lambda>" else local.__name__)
-    return Function(local, source, function_spec(name, **given))
+    return Function(local, source, function_spec(name, **given), objects, idempotent)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
+from ..errors import ManifestError
 from ..pool import Pool
 
 if TYPE_CHECKING:
     from ..manifest import ServiceSpec
+    from ..pool.metrics import Metric
+    from ..pool.status import PoolStatus
 
 
 class HoldsWorker:
@@ -19,6 +23,24 @@ class HoldsWorker:
             f"{self!r} holds a worker of this process, so it can be neither pickled nor copied; define it where it is "
             "used, such as in the module that the other process imports"
         )
+
+
+def check_objects(objects: Mapping[str, object] | None) -> Mapping[str, object]:
+    """The host objects as given.
+
+    Raises:
+        ManifestError: they are no mapping of names to objects.
+    """
+    if objects is None:
+        return {}
+    if not isinstance(objects, Mapping):
+        raise ManifestError(f"option host: found {objects!r:.100}, expected a mapping of names to objects")
+    for name in objects:
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+            raise ManifestError(
+                f"option host: found the name {name!r}, expected an identifier without leading underscore"
+            )
+    return objects
 
 
 class PoolOwner(HoldsWorker):
@@ -34,18 +56,59 @@ class PoolOwner(HoldsWorker):
 
     @property
     def pid(self) -> int | None:
-        """Process id of the present worker, or None while there is none."""
-        worker = self._pool.worker
-        return worker.process.pid if worker is not None and worker.alive else None
+        """Process id of a present worker, the oldest one; None while there is none. ``status()`` knows them all."""
+        for worker in self._pool.workers:
+            if worker.alive:
+                return worker.pid
+        return None
 
     def start(self) -> None:
-        """Have a worker ready, building the environment if need be, so that the first call need not.
+        """Have the workers ready, building the environment if need be, so that the first call need not.
 
         Raises:
-            EnvironmentError, WorkerStartError, WorkerDied, ServiceClosed: see there.
+            EnvironmentError, WorkerStartError, WorkerDied, CircuitOpen, ServiceClosed: see there.
         """
         self._pool.start()
 
+    def status(self) -> PoolStatus:
+        """How its workers are now: state, queue, latency, and of each worker process id, calls, memory. Printable."""
+        return self._pool.status()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Counters, gauges and histograms, under the names that Prometheus users expect; see ``atoll.prometheus``."""
+        return self._pool.metrics()
+
+    def scale(self, min: int, max: int, idle: float | None = None) -> None:
+        """From now on keep between ``min`` and ``max`` workers: one more for every caller that waits, one fewer for
+        each that is idle.
+
+        Args:
+            min: workers that are kept, 0 included: then the next call starts one.
+            max: workers there are at most.
+            idle: seconds after which a worker beyond ``min`` is let go; 60 if never said.
+
+        Raises:
+            ManifestError: the bounds are wrong.
+        """
+        try:
+            self._pool.scale(min, max, idle)
+        except ValueError as error:
+            raise ManifestError(str(error)) from None
+
+    def reload(self, timeout: float | None = None) -> None:
+        """Read the source anew and replace every worker, one after another; no call fails, and open streams are served
+        to their end.
+
+        Args:
+            timeout: seconds to wait until that is done.
+
+        Raises:
+            WorkerStartError, WorkerDied, EnvironmentError, ManifestError: the present code cannot be started; the
+                workers there are go on with theirs.
+            TimeoutError: it takes longer; it goes on.
+        """
+        self._pool.reload(timeout)
+
     def close(self) -> None:
-        """Tear the service down and stop its worker. Later calls raise ``ServiceClosed``. Idempotent."""
+        """Tear the service down and stop its workers. Later calls raise ``ServiceClosed``. Idempotent."""
         self._pool.close()

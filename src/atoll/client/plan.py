@@ -40,7 +40,7 @@ def plan_service(spec: ServiceSpec) -> WorkerPlan:
     return _plan(spec, environment, entry, sys_path, folders)
 
 
-def plan_function(spec: ServiceSpec, source: FunctionSource) -> WorkerPlan:
+def plan_function(spec: ServiceSpec, source: FunctionSource, idempotent: bool) -> WorkerPlan:
     """The plan for a shipped function. Opens its environment, which may build it.
 
     Raises:
@@ -54,6 +54,7 @@ def plan_function(spec: ServiceSpec, source: FunctionSource) -> WorkerPlan:
         "filename": source.filename,
         "line": source.line,
         "module": source.module,
+        "idempotent": idempotent,
     }
     return _plan(spec, environment, entry, _host_path() if environment.is_host else [], [])
 
@@ -71,6 +72,7 @@ def _plan(
         start_timeout=spec.start_timeout,
         limits=Limits(memory=spec.memory, cpus=spec.cpus, nice=spec.nice, open_files=spec.open_files) or None,
         sandbox=spec.sandbox,
+        preload=spec.preload,
     )
 
 

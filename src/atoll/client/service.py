@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..manifest import load_spec
 from ..pool import Pool
-from .owner import PoolOwner
+from ..pool.settings import settings_of
+from .owner import PoolOwner, check_objects
 from .remote import RemoteFunction
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Service(PoolOwner):
         nice: scheduling priority of a worker, from -20 (first) to 19 (last); None for this process's own.
         open_files: files and sockets a worker may have open at the same time; None for this process's own limit.
         sandbox: what a worker may reach, an ``atoll.Sandbox`` or a mapping of its fields; None for no sandbox.
+        host: objects of this process that the service may call, by name: there, ``from atoll_worker import host`` and
+            ``host.NAME.method(...)``. Their public methods are called on the thread that waits for the call.
 
     What is given here goes before what the source says.
 
@@ -92,6 +95,7 @@ class Service(PoolOwner):
         nice: int | None = None,
         open_files: int | None = None,
         sandbox: Sandbox | Mapping[str, Any] | None = None,
+        host: Mapping[str, object] | None = None,
     ) -> None:
         options: dict[str, Any] = {
             "name": name,
@@ -118,13 +122,18 @@ class Service(PoolOwner):
         if health_interval is not ...:  # None is a value here: no looks at all
             given["health_interval"] = health_interval
         self._spec = spec = load_spec(source, **given)
+        planned = False
 
         def plan() -> WorkerPlan:
+            nonlocal planned
             from .plan import plan_service
 
-            return plan_service(spec)
+            # For a reload the source is read again: it may ask for other packages by now.
+            current = load_spec(source, **given) if planned else spec
+            planned = True
+            return plan_service(current)
 
-        self._pool = Pool(spec.name, plan)
+        self._pool = Pool(spec.name, plan, settings_of(spec, check_objects(host)))
         self._functions: dict[str, FunctionInfo] | None = None
 
     @property
@@ -145,7 +154,7 @@ class Service(PoolOwner):
     def __getattr__(self, name: str) -> RemoteFunction[..., Any]:
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-        worker = self._pool.worker
+        worker = next(iter(self._pool.workers), None)
         if worker is not None and name not in worker.functions:
             raise self._pool.not_found(name, worker)
         remote = self.function(name)
@@ -153,7 +162,7 @@ class Service(PoolOwner):
         return remote
 
     def __dir__(self) -> list[str]:
-        worker = self._pool.worker
+        worker = next(iter(self._pool.workers), None)
         return sorted({*super().__dir__(), *(worker.functions if worker is not None else ())})
 
     def __enter__(self) -> Self:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from atoll_worker.service import is_generator_function
+
 from ..errors import FunctionSourceError
 
 _ONLY_DECORATOR = (
@@ -35,6 +37,7 @@ class FunctionSource:
         filename: file the text is from.
         line: number of the text's first line in that file, from 1.
         module: name of the module the text is from.
+        is_stream: it is a generator function.
     """
 
     name: str
@@ -42,6 +45,7 @@ class FunctionSource:
     filename: str
     line: int
     module: str
+    is_stream: bool
 
 
 def source_of(function: Callable[..., Any]) -> FunctionSource:
@@ -71,7 +75,7 @@ def source_of(function: Callable[..., Any]) -> FunctionSource:
         source, line = _definition_text(node, lines)
     _refuse_outside_names(function, node, source, name)
     module = function.__module__ or "__main__"
-    return FunctionSource(name, source, code.co_filename, line, module)
+    return FunctionSource(name, source, code.co_filename, line, module, is_generator_function(function))
 
 
 def _refuse_method(function: Callable[..., Any], name: str) -> None:
@@ -156,7 +160,9 @@ def _refuse_decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         raise FunctionSourceError(f"{node.name!r} has several decorators ({names}); {_ONLY_DECORATOR}")
 
 
-def _refuse_outside_names(function: Any, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, source: str, name: str) -> None:
+def _refuse_outside_names(
+    function: Any, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, source: str, name: str
+) -> None:
     # Its own name is there: what recurses finds itself.
     free = tuple(one for one in function.__code__.co_freevars if one != name)
     if free:

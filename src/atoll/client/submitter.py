@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls in the background: the thread behind ``RemoteFunction.submit`` and ``.map``."""
+"""Calls in the background: the threads behind ``RemoteFunction.submit`` and ``.map``."""
 
 from __future__ import annotations
 
@@ -11,45 +11,99 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from ..errors import CallCancelled, QueueFull
 from ..pool import Pool
+from ..pool.options import Cancellation
 
 R = TypeVar("R")
 
 
-class Submitter:
-    """A thread that makes the submitted calls of one pool, in order. A daemon: a call that never ends must not keep the
-    program from ending, which a ThreadPoolExecutor's thread would."""
+class Call(Future[R]):
+    """A call in the background: a ``concurrent.futures.Future`` that can also be cancelled while it runs."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self._cancellation = Cancellation()
+
+    def cancel(self) -> bool:
+        """Give the call up. One that waits never begins; one that runs is ended: its code is told, then interrupted, at
+        last its worker is killed. ``result()`` then raises ``CallCancelled``.
+
+        Returns:
+            False if it has ended already.
+        """
+        if super().cancel():
+            return True
+        if self.done():
+            return False
+        self._cancellation.cancel()
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, and has ended because of that."""
+        if super().cancelled():
+            return True
+        return self.done() and isinstance(self.exception(), CallCancelled)
+
+
+class Submitter:
+    """Threads that make the submitted calls of one pool, as many as it can run at a time. Daemons: a call that never
+    ends must not keep the program from ending, which a ThreadPoolExecutor's thread would.
+
+    Args:
+        most_threads: how many calls are made at a time.
+        most_waiting: how many may wait.
+    """
+
+    def __init__(self, service: str, most_threads: Callable[[], int], most_waiting: int) -> None:
+        self._service = service
+        self._most_threads = most_threads
+        self._most_waiting = most_waiting
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped = False
+        self._threads = 0
+        self._free = 0  # threads that wait for a call, less the calls that are on their way to one
         self.pid = os.getpid()
-        threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
 
-    def submit(self, call: Callable[[], R]) -> Future[R]:
-        """Make the call when its turn has come."""
-        future: Future[R] = Future()
+    def submit(self, future: Future[R], call: Callable[[], R]) -> None:
+        """Make the call when its turn has come, and settle the future.
+
+        Raises:
+            QueueFull: as many wait as may.
+        """
         with self._lock:
             stopped = self._stopped
             if not stopped:
+                if self._free <= 0 and self._threads < self._most_threads():
+                    threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
+                    self._threads += 1
+                    self._free += 1
+                elif self._free <= 0 and self._queue.qsize() >= self._most_waiting:
+                    raise QueueFull(
+                        f"{self._queue.qsize()} calls of {self._service!r} wait already, and "
+                        f"max_queue={self._most_waiting} allows no more"
+                    )
+                self._free -= 1
                 self._queue.put((future, call))
         if stopped:
             _settle(future, call)  # at once: it says that its service is closed
-        return future
 
     def stop(self) -> None:
-        """Let the thread end once the queue is empty."""
-        if self.pid == os.getpid():  # a forked child has no such thread
+        """Let the threads end once the queue is empty."""
+        if self.pid == os.getpid():  # a forked child has no such threads
             with self._lock:
                 self._stopped = True
-                self._queue.put(None)
+                for _ in range(self._threads):
+                    self._queue.put(None)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             future, call = item
             _settle(future, call)
             del item, future, call  # or the last result would live until the next call
+            with self._lock:
+                self._free += 1
 
 
 def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
@@ -65,11 +119,18 @@ _lock = threading.Lock()
 
 
 def submitter_of(pool: Pool) -> Submitter:
-    """The submitter of a pool, started if need be."""
+    """The submitter of a pool."""
     with _lock:
         submitter = _submitters.get(pool)
         if submitter is None or submitter.pid != os.getpid():
-            submitter = _submitters[pool] = Submitter()
+            settings, reference = pool.settings, weakref.ref(pool)
+
+            def most_threads() -> int:
+                living = reference()
+                workers = 0 if living is None else living.most_workers
+                return max(workers, settings.workers) * settings.concurrency
+
+            submitter = _submitters[pool] = Submitter(pool.service, most_threads, settings.max_queue)
             weakref.finalize(pool, submitter.stop)
             pool.at_close(submitter.stop)
         return submitter

@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from atoll_worker import wire
 from atoll_worker.connection import Connection, DeadlinePassed, WouldSleep
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from atoll_worker.connection import Reply
     from atoll_worker.wire import Bytes
 
-    from .worker import Worker
 
 # Seconds.
 _GIVE_WAY_EVERY = 1e-3
@@ -29,6 +28,16 @@ _GIVE_WAY_EVERY = 1e-3
 _LOOK_AGAIN = 1.0
 
 _gave_way_at = 0.0
+
+
+class Attempt(Protocol):
+    """A call that has a channel."""
+
+    kept: bool
+
+    def give_back(self) -> None: ...
+
+    def give_back_kept(self) -> None: ...
 
 
 async def give_way() -> None:
@@ -40,17 +49,17 @@ async def give_way() -> None:
 
 
 async def exchange(
-    connection: Connection, codec: int, payload: Bytes, buffers: Sequence[Bytes], deadline: float | None
+    connection: Connection, kind: int, payload: Bytes, buffers: Sequence[Bytes], deadline: float | None
 ) -> Reply:
     """As ``Connection.exchange``, on the running event loop."""
     if connection.fits_slot(payload, buffers):
         try:
-            return connection.exchange(codec, payload, buffers, sleep=False)
+            return connection.exchange(wire.PICKLE, payload, buffers, sleep=False, kind=kind)
         except WouldSleep:
             loop = asyncio.get_running_loop()
     else:
         loop = asyncio.get_running_loop()
-        left = connection.start_send(wire.CALL, codec, payload, buffers)
+        left = connection.start_send(kind, wire.PICKLE, payload, buffers)
         while left:
             await _wait(loop, connection, loop.add_writer, loop.remove_writer, deadline)
             left = connection.continue_send(left)
@@ -67,62 +76,45 @@ async def exchange(
     return frame.kind, frame.codec, frame.payload, frame.buffers
 
 
-class Starting:
-    """The start of a worker, on a thread of its own, for a task that has the turn.
+async def end_elsewhere(raise_it: Callable[[], NoReturn], error: BaseException, attempt: Attempt) -> NoReturn:
+    """Have a call that did not end with an answer ended on a thread, and raise what ``raise_it`` raises.
 
-    A thread of its own and a daemon, because an event loop that ends waits for the threads of its executor. Exactly one
-    of the two, task or thread, gives the turn back: the thread if the task went away before the start was done.
-
-    Args:
-        start: has a worker ready.
-        leave: gives the turn back.
+    A task that was cancelled does not wait for that: the thread gives the channel back.
     """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[BaseException] = loop.create_future()
+    leaves = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+    attempt.kept = leaves
 
-    def __init__(self, start: Callable[[], Worker], leave: Callable[[], None]) -> None:
-        self._start = start
-        self._leave = leave
-        self._lock = threading.Lock()
-        self._done = False
-        self._abandoned = False
-        self._loop = asyncio.get_running_loop()
-        self._result: asyncio.Future[Worker] = self._loop.create_future()
-        threading.Thread(target=self._run, name="atoll-start", daemon=True).start()
-
-    async def wait(self) -> Worker:
-        """The worker, when it is ready; raises what starting it raised."""
-        return await self._result
-
-    def leave(self) -> None:
-        """The task is through with its turn, or was cancelled."""
-        with self._lock:
-            self._abandoned = not self._done
-        if self._done:
-            self._leave()
-
-    def _run(self) -> None:
-        worker: Worker | None = None
-        raised: BaseException | None = None
+    def run() -> None:
         try:
-            worker = self._start()
-        except BaseException as error:  # noqa: BLE001 - raised again by `wait`
-            raised = error
-        with self._lock:
-            self._done = True
-        if self._abandoned:
-            self._leave()
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._finish, worker, raised)
-        except RuntimeError:
-            pass  # the loop was closed under its task, which will call `leave` when it is collected
+            raise_it()
+        except BaseException as raised:  # noqa: BLE001 - raised again on the loop
+            if leaves:
+                attempt.kept = False
+                attempt.give_back()
+                return
+            try:
+                loop.call_soon_threadsafe(finish, raised)
+            except RuntimeError:
+                attempt.give_back()  # the loop was closed under its task
 
-    def _finish(self, worker: Worker | None, raised: BaseException | None) -> None:
-        if self._result.done():
-            return  # cancelled
-        if worker is not None:
-            self._result.set_result(worker)
-        elif raised is not None:
-            self._result.set_exception(raised)
+    def finish(raised: BaseException) -> None:
+        if not outcome.done():
+            outcome.set_result(raised)
+
+    if isinstance(error, Exception) and not isinstance(error, DeadlinePassed) and not isinstance(error, EOFError):
+        raise_it()  # nothing that takes time
+    threading.Thread(target=run, name="atoll-end", daemon=True).start()
+    if leaves:
+        raise error
+    try:
+        raised = await asyncio.shield(outcome)
+    except asyncio.CancelledError:
+        attempt.kept = True
+        outcome.add_done_callback(lambda _: attempt.give_back_kept())
+        raise
+    raise raised from raised.__cause__
 
 
 async def _wait(

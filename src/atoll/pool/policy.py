@@ -146,6 +146,7 @@ class Policy:
         random: draws from [0, 1).
 
     Attributes:
+        idle_timeout: as given; it may be changed, before ``scale``.
         state: of the pool.
         next_wake: when ``tick`` wants to be called at the latest; None: not before the next event.
         restarts: how many workers were started because one ended unexpectedly, in all.
@@ -175,7 +176,7 @@ class Policy:
         growth = recycle.memory_growth
         self._memory_growth = None if growth is None else parse_size(growth)
         self._health_interval = health_interval
-        self._idle_timeout = idle_timeout
+        self.idle_timeout = idle_timeout
         self._random = random
 
         self.state = PoolState.NEW
@@ -520,7 +521,7 @@ class Policy:
                 actions.append(Ping(one.id))
 
     def _shrink(self, now: float, actions: list[Action]) -> None:
-        idle = [one for one in self._workers.values() if one.serves and one.idle_for(now) >= self._idle_timeout]
+        idle = [one for one in self._workers.values() if one.serves and one.idle_for(now) >= self.idle_timeout]
         idle.sort(key=lambda one: -one.idle_for(now))
         for one in idle[: max(0, self._count() - self._minimum)]:
             self._retire(one, f"idle for {one.idle_for(now):.0f} s", actions)
@@ -637,7 +638,7 @@ class Policy:
         if self.state is PoolState.HALF_OPEN:
             looks += [self._proves_at(one) for one in serving if one.id == self._probe]
         if self._count() > self._minimum:
-            looks += [one.sampled_at + self._idle_timeout - one.idle_for(one.sampled_at) for one in serving]
+            looks += [one.sampled_at + self.idle_timeout - one.idle_for(one.sampled_at) for one in serving]
         times = [max(look, self._ticked + _SOON) for look in looks]
         if self.state is PoolState.OPEN:
             times.append(self._until)

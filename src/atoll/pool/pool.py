@@ -1,159 +1,232 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pool of a service: makes sure there is a worker, and takes calls to it, one at a time, in the order they came.
+"""The pool of a service: takes calls to its workers, and answers what they call back.
 
-For now a pool has one worker. A worker that died, was stopped because a call timed out, or whose connection is in an
-unknown state is never called again: the next call starts another.
+Data flow of a call: ``call`` -> a channel from the dispatcher -> encode -> ``Connection.exchange`` -> decode. The
+thread that calls does all of it; no other thread and no queue stand in between. While it waits, it serves what the
+worker calls back, and a callback that calls the pool again goes back over the channel it came from. ``call`` and
+``call_async`` share all but the waiting.
 
-Data flow of a call: ``call`` -> turnstile -> encode -> ``Connection.exchange`` -> decode. The thread that calls
-does all of it; no other thread and no queue stand in between.
+What does not belong here: which workers there are (``supervisor``, ``policy``), whose turn it is (``dispatcher``),
+ending a call that takes too long (``escalation``).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from _thread import get_ident
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from atoll_worker import errors as shared_errors
 from atoll_worker import wire
 from atoll_worker.connection import ConnectionClosed, DeadlinePassed
+from atoll_worker.context import MAP, WITH_META
+from atoll_worker.errors import LocalProtocolError, RemoteError
+from atoll_worker.references import INVOKE
 from atoll_worker.service import DESCRIBE
 from atoll_worker.values import explain_unencodable
 
 from ..errors import (
     AtollError,
+    CallCancelled,
     CallTimeout,
     DecodeError,
     EncodeError,
     FunctionNotFound,
+    ManifestError,
     ProtocolError,
+    QueueFull,
     ServiceClosed,
     WorkerDied,
 )
-from .turnstile import Turnstile
+from . import tracing
+from .channel import Channel, Nesting, nesting
+from .dispatcher import Dispatcher, QueueIsFull, WaitedTooLong
+from .metrics import Latency, Metric, PoolMetrics
+from .settings import PoolSettings
+from .stream import Stream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from types import FrameType
 
+    from atoll_worker.connection import Reply
     from atoll_worker.wire import Bytes
 
+    from .escalation import Escalation
+    from .lending import HostLending
+    from .options import CallOptions
+    from .status import PoolStatus
+    from .supervisor import Supervisor
     from .worker import Worker, WorkerPlan
 
 _PICKLE = wire.PICKLE
 _RESULT = wire.RESULT
+_CALL = wire.CALL
+_clock = time.monotonic
 
-# Seconds that a worker gets to tear down and exit when its service is closed.
+# Seconds that workers get to tear down and exit when their service is closed.
 STOP_GRACE = 3.0
 # A sleep this long, in seconds, and the next call of the same function goes to sleep at once instead of polling.
 _PATIENT_ABOVE = 0.0002
+# Seconds of work that one batch of `map` is at most, if its items are shorter.
+BATCH_SECONDS = 0.05
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
-    """The worker of one service. Safe to use from any number of threads and event loops.
+    """The workers of one service. Safe to use from any number of threads and event loops.
 
     Args:
         service: name of the service.
-        plan: makes the plan of a worker; called once, by the first call, since it may build an environment.
+        plan: makes the plan of a worker; called by the first call, since it may build an environment.
+        settings: how many workers, and how they are kept.
     """
 
-    def __init__(self, service: str, plan: Callable[[], WorkerPlan]) -> None:
-        self._service = service
+    def __init__(self, service: str, plan: Callable[[], WorkerPlan], settings: PoolSettings = PoolSettings()) -> None:  # noqa: B008
+        self.service = service
         self._make_plan = plan
-        self._plan: WorkerPlan | None = None
-        self._worker: Worker | None = None
-        self._turnstile = Turnstile()
-        self._closed = False
+        self.settings = settings
+        self._metrics = PoolMetrics(service)
+        self._observed = self._metrics.calls
         self._at_close: list[Callable[[], None]] = []
-        self._pid = os.getpid()
-        self._loop: AbstractEventLoop | None = None  # of the task that has the turn
         self._slow: set[str] = set()  # functions that are waited for asleep
+        self._closed = False
+        self._most_workers = settings.workers
+        self._begin()
         _pools.add(self)
 
-    # -- a worker --------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._dispatcher = Dispatcher(self.settings.concurrency, self.settings.max_queue, self._want)
+        self._supervisor: Supervisor | None = None
+        self._look_at_calls = 1 << 62
+
+    # -- workers ---------------------------------------------------------------------------------------------
 
     @property
-    def worker(self) -> Worker | None:
-        """The present worker, if one was started; it may have died since."""
-        return self._worker
+    def supervisor(self) -> Supervisor:
+        """Keeps the workers; made by the first call, since it brings what ``import atoll`` should not."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            from .supervisor import Supervisor
 
-    def start(self) -> Worker:
-        """Have a worker that is ready for calls, waiting for one's turn.
+            with _making:
+                supervisor = self._supervisor
+                if supervisor is None:
+                    supervisor = self._supervisor = Supervisor(
+                        self.service,
+                        self._make_plan,
+                        self.settings,
+                        self._dispatcher,
+                        self._metrics,
+                        _lending_maker(weakref.ref(self), self.service, self.settings.objects),
+                    )
+                    self._look_at_calls = supervisor.look_at_calls
+        return supervisor
+
+    def _want(self) -> None:
+        self.supervisor.wanted()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers that take calls, the first one first."""
+        return self._dispatcher.workers
+
+    def start(self) -> None:
+        """Have workers that are ready for calls: as many as there are to be.
 
         Raises:
-            ServiceClosed, EnvironmentError, WorkerStartError, WorkerDied: see there.
+            ServiceClosed, EnvironmentError, WorkerStartError, WorkerDied, CircuitOpen: see there.
         """
-        self._turnstile.enter()
-        try:
-            return self._ready_worker()
-        finally:
-            self._turnstile.leave()
-
-    def _ready_worker(self) -> Worker:
-        """The worker, started if need be. Only for whoever has the turn."""
-        worker = self._worker
         self._check_open()
-        if worker is not None and not worker.process.has_exited:
-            return worker
-        if worker is not None:
-            worker.close()
-            self._worker = None
-        if self._plan is None:
-            self._plan = self._make_plan()
-        from .worker import Worker  # brings subprocess and more, which `import atoll` should not
-
-        started = Worker(self._plan)
-        self._worker = started
-        try:
-            self._check_open()  # close() may have been called from another thread meanwhile, and have seen no worker
-        except ServiceClosed:
-            self._discard()
-            raise
-        return started
+        refusal = self.supervisor.refusal()
+        if refusal is not None:
+            raise refusal
+        self.supervisor.wait_ready(self.settings.workers)
+        self._check_open()
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ServiceClosed(f"service {self._service!r} is closed")
+            raise ServiceClosed(f"service {self.service!r} is closed")
 
-    def _discard(self) -> None:
-        """Stop the worker at once: its connection is in an unknown state. The next call starts another."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.kill()
+    def scale(self, minimum: int, maximum: int, idle_timeout: float | None = None) -> None:
+        """From now on there are between so many workers.
+
+        Raises:
+            ValueError: the bounds are wrong.
+        """
+        self._check_open()
+        self.supervisor.scale(minimum, maximum, idle_timeout)
+        self._most_workers = maximum
+        if minimum:
+            self.supervisor.wanted()
+
+    def reload(self, timeout: float | None = None) -> None:
+        """Replace every worker by one with the present code, one after another, without failing a call.
+
+        Raises:
+            what starting a replacement raised: then the workers there are go on with the code they have.
+        """
+        self._check_open()
+        self.supervisor.reload(timeout)
 
     # -- calls -----------------------------------------------------------------------------------------------
 
-    def call(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+    def call(
+        self,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None = None,
+        worker: Worker | None = None,
+    ) -> Any:
         """Call a function and wait for its result.
 
         Args:
             function: its name.
             args, kwargs: its arguments.
             timeout: seconds that the call may take, waiting for its turn included, starting a worker not.
+            options: what else was asked for.
+            worker: the worker to call; None for any.
 
         Raises:
             RemoteError: the function raised.
-            CallTimeout: the deadline passed; the worker was stopped.
-            WorkerDied, WorkerStartError, EnvironmentError: there is no worker, or no longer.
+            CallTimeout, CallCancelled: the call was ended.
+            WorkerDied, WorkerStartError, EnvironmentError, CircuitOpen, QueueFull: there is no worker, or no longer.
             EncodeError, DecodeError: an argument or the result cannot cross.
             FunctionNotFound, ServiceClosed: as they say.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        turnstile = self._turnstile
-        # The same as try_enter(), inline.
-        if (turnstile.queue or not turnstile.take(False)) and not turnstile.enter(deadline, self._check_turn):
-            self._raise_queued_too_long(function, timeout)
+        began = _clock()
+        trace = tracing.begin(self.service, function)
+        if trace is not None or options is not None or worker is not None or nesting.get() is not None:
+            return self._call_slowly(function, args, kwargs, timeout, options, worker, trace)
+        dispatcher = self._dispatcher
+        outcome = "refused"
+        channel: Channel | None = None
         try:
-            worker = self._worker
-            if worker is None or self._closed or worker.process.has_exited:
-                worker = self._ready_worker()
-                deadline = None if timeout is None else time.monotonic() + timeout
-            encoder = worker.encoder
+            # The same as _enter(), inline.
+            try:
+                if dispatcher.queue or self._closed:
+                    raise IndexError
+                channel = dispatcher.take()
+                channel.owner = get_ident()
+            except IndexError:
+                channel = self._enter(function, began, timeout, None)
+            one = channel.worker
+            if one.process.has_exited:  # type: ignore[union-attr]
+                channel.retired = True
+                dispatcher.give(channel)
+                channel = None
+                channel = self._enter(function, began, timeout, None)
+                one = channel.worker
+            encoder = channel.encoder
             payload: Bytes
             buffers: Sequence[Bytes]
             try:
@@ -161,167 +234,543 @@ class Pool:
             except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
                 raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
             buffers = encoder.take_buffers() if encoder.has_buffers else ()
-            connection = worker.connection
+            connection = channel.connection
             slow = self._slow
             try:
                 patient = function in slow
+                deadline = None if timeout is None else self._deadline(began, timeout)
                 kind, _, payload, buffers = connection.exchange(_PICKLE, payload, buffers, deadline, patient)
+                if kind == _CALL:
+                    kind, _, payload, buffers = self._converse(channel, payload, buffers, deadline)
                 if (connection.asleep_for > _PATIENT_ABOVE) is not patient:
                     (slow.discard if patient else slow.add)(function)
             except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
-                self._raise_broken(error, worker, function, timeout)
+                outcome = "cancelled"
+                attempt = _Attempt(self, function, args, kwargs, timeout, None, None, None)
+                self._raise_broken(error, channel, attempt)
+            channel.calls += 1
+            if channel.calls >= self._look_at_calls or one.unproven:
+                self._account(one)
+            if kind == _RESULT:
+                outcome = "ok"
+                decoder = channel.decoder
+            else:
+                outcome = "error"
+                attempt = _Attempt(self, function, args, kwargs, timeout, None, None, None)
+                self._raise_error(payload, buffers, channel, attempt)
+        except BaseException as error:
+            outcome = _outcome_of(error)
+            raise
         finally:
-            turnstile.give()  # the same as leave(), inline
-            if turnstile.queue:
-                turnstile.pass_on()
-        if kind == _RESULT:
-            return worker.decoder.decode(payload, buffers)
-        self._raise_error(payload, buffers, worker, function)
+            ended = _clock()
+            if channel is not None:
+                channel.used_at = ended
+                # The same as give(), inline.
+                was_retired = channel.retired
+                if was_retired:
+                    dispatcher.give(channel)
+                else:
+                    dispatcher.put(channel)
+                    if channel.retired:
+                        dispatcher.drop_idle(channel)
+                if dispatcher.queue:
+                    dispatcher.pass_on()
+            self._observed[function, outcome].observe(ended - began, ended)
+        result = decoder.decode(payload, buffers)
+        if result.__class__ is Stream:
+            result.timeout = timeout
+        return result
+
+    def _call_slowly(
+        self,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None,
+        worker: Worker | None,
+        trace: tracing.CallTrace | None,
+    ) -> Any:
+        """``call`` for whatever is not the ordinary case: with options, in a trace, to a certain worker, or from a
+        callback."""
+        retries = 0 if options is None else options.retries
+        while True:
+            attempt = _Attempt(self, function, args, kwargs, timeout, options, worker, trace)
+            try:
+                return self._attempt(attempt)
+            except WorkerDied as error:
+                if not retries or attempt.channel is None:
+                    raise
+                self._check_idempotent(function, attempt.channel)
+                retries -= 1
+                error.add_note("it is called again")
+
+    def _attempt(self, attempt: _Attempt) -> Any:
+        try:
+            channel = attempt.channel = self._take(attempt)
+            try:
+                payload, buffers = attempt.encode(channel)
+                deadline = attempt.deadline
+                try:
+                    attempt.begin()
+                    kind, _, payload, buffers = channel.connection.exchange(_PICKLE, payload, buffers, deadline)
+                    if kind == _CALL:
+                        kind, _, payload, buffers = self._converse(channel, payload, buffers, deadline)
+                except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
+                    self._raise_broken(error, channel, attempt)
+                finally:
+                    attempt.end()
+                return self._finish(attempt, channel, kind, payload, buffers)
+            finally:
+                attempt.give_back()
+        except BaseException as error:
+            attempt.outcome = _outcome_of(error)
+            attempt.error = error
+            raise
+        finally:
+            attempt.observe(self._observed)
+
+    def _finish(self, attempt: _Attempt, channel: Channel, kind: int, payload: Bytes, buffers: Sequence[Bytes]) -> Any:
+        """The answer has come."""
+        worker = channel.worker
+        channel.calls += 1
+        if channel.calls >= self._look_at_calls or worker.unproven:
+            self._account(worker)
+        if kind != _RESULT:
+            self._raise_error(payload, buffers, channel, attempt)
+        attempt.outcome = "ok"
+        result = channel.decoder.decode(payload, buffers)
+        if result.__class__ is Stream:
+            result.timeout = attempt.timeout
+        return result
+
+    def _account(self, worker: Worker) -> None:
+        if worker.unproven:
+            self.supervisor.succeeded(worker)
+        if worker.calls >= self._look_at_calls:
+            self.supervisor.look(worker)
 
     async def call_async(
-        self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+        self,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None = None,
+        worker: Worker | None = None,
     ) -> Any:
-        """As ``call``, on the running event loop. Cancelling the task stops the worker."""
-        import asyncio  # whoever gets here has imported it already
-
-        from .aio import Starting, exchange, give_way
+        """As ``call``, on the running event loop. Cancelling the task ends the call."""
+        from .aio import give_way
 
         await give_way()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        turnstile = self._turnstile
-        if not turnstile.try_enter() and not await turnstile.enter_async(deadline):
-            self._raise_queued_too_long(function, timeout)
-        self._loop = asyncio.get_running_loop()
-        leave = turnstile.leave
+        trace = tracing.begin(self.service, function)
+        retries = 0 if options is None else options.retries
+        while True:
+            attempt = _Attempt(self, function, args, kwargs, timeout, options, worker, trace)
+            try:
+                return await self._attempt_async(attempt)
+            except WorkerDied as error:
+                if not retries or attempt.channel is None:
+                    raise
+                self._check_idempotent(function, attempt.channel)
+                retries -= 1
+                error.add_note("it is called again")
+
+    async def _attempt_async(self, attempt: _Attempt) -> Any:
+        from .aio import end_elsewhere, exchange
+
         try:
-            worker = self._worker
-            if worker is None or self._closed or worker.process.has_exited:
-                # Starting a process, and perhaps building an environment, is no work for the loop's own thread. If
-                # this task is cancelled meanwhile, the start goes on, and has the turn until it ends.
-                starting = Starting(self._ready_worker, turnstile.leave)
-                leave = starting.leave
-                worker = await starting.wait()
-                deadline = None if timeout is None else time.monotonic() + timeout
-            encoder = worker.encoder
-            payload: Bytes
-            buffers: Sequence[Bytes]
+            channel = attempt.channel = await self._take_async(attempt)
             try:
-                payload = encoder.encode((function, args, kwargs))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
-                raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
-            try:
-                kind, _, payload, buffers = await exchange(
-                    worker.connection,
-                    wire.PICKLE,
-                    payload,
-                    encoder.take_buffers() if encoder.has_buffers else (),
-                    deadline,
-                )
-            except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
-                self._raise_broken(error, worker, function, timeout)
+                payload, buffers = attempt.encode(channel)
+                deadline = attempt.deadline
+                try:
+                    attempt.begin()
+                    kind, _, payload, buffers = await exchange(channel.connection, _CALL, payload, buffers, deadline)
+                    while kind == _CALL:
+                        kind, payload, buffers = await self._answer_async(channel, payload, buffers)
+                        kind, _, payload, buffers = await exchange(channel.connection, kind, payload, buffers, deadline)
+                except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
+                    await end_elsewhere(partial(self._raise_broken, error, channel, attempt), error, attempt)
+                finally:
+                    attempt.end()
+                return self._finish(attempt, channel, kind, payload, buffers)
+            finally:
+                attempt.give_back()
+        except BaseException as error:
+            attempt.outcome = _outcome_of(error)
+            attempt.error = error
+            raise
         finally:
-            self._loop = None
-            leave()
-        if kind == wire.RESULT:
-            return worker.decoder.decode(payload, buffers)
-        self._raise_error(payload, buffers, worker, function)
+            attempt.observe(self._observed)
+
+    # -- taking a channel ------------------------------------------------------------------------------------
+
+    def _enter(self, function: str, began: float, timeout: float | None, worker: Worker | None) -> Channel:
+        """Wait for a channel."""
+        self._check_enter(worker)
+        thread = get_ident()
+        try:
+            while True:
+                channel = self._dispatcher.enter(thread, began, timeout, worker, lambda: self._check_turn(thread))
+                if not channel.worker.process.has_exited or worker is not None:  # type: ignore[union-attr]
+                    return channel
+                channel.retired = True
+                self._dispatcher.give(channel)
+        except QueueIsFull:
+            raise self._queue_full(function) from None
+        except WaitedTooLong:
+            raise self._queued_too_long(function, timeout) from None
+
+    def _enter_again(self, channel: Channel, function: str, began: float, timeout: float | None) -> Channel:
+        """The channel that was taken belongs to a worker that has just ended."""
+        channel.retired = True
+        self._dispatcher.give(channel)
+        return self._enter(function, began, timeout, None)
+
+    def _check_enter(self, worker: Worker | None) -> None:
+        self._check_open()
+        if worker is None:
+            refusal = self.supervisor.refusal()
+            if refusal is not None:
+                raise refusal
+
+    def _take(self, attempt: _Attempt) -> Channel:
+        nest = attempt.nest
+        if nest is None:
+            return self._enter(attempt.function, attempt.began, attempt.timeout, attempt.worker)
+        left = -1.0 if attempt.timeout is None else attempt.timeout
+        if not nest.turn.acquire(timeout=left):
+            raise self._queued_too_long(attempt.function, attempt.timeout)
+        return nest.channel
+
+    async def _take_async(self, attempt: _Attempt) -> Channel:
+        import asyncio  # whoever gets here has imported it already
+
+        nest = attempt.nest
+        if nest is not None:
+            # Calls that a callback makes side by side take turns on its one channel.
+            while not nest.turn.acquire(False):
+                if attempt.is_late:
+                    raise self._queued_too_long(attempt.function, attempt.timeout)
+                await asyncio.sleep(0.001)
+            return nest.channel
+        loop = asyncio.get_running_loop()
+        dispatcher = self._dispatcher
+        if not dispatcher.queue and attempt.worker is None and not self._closed:
+            try:
+                channel = dispatcher.take()
+            except IndexError:
+                pass
+            else:
+                if not channel.worker.process.has_exited:  # type: ignore[union-attr]
+                    channel.owner = loop
+                    return channel
+                channel.retired = True
+                dispatcher.give(channel)
+        self._check_enter(attempt.worker)
+        try:
+            while True:
+                channel = await dispatcher.enter_async(loop, attempt.began, attempt.timeout, attempt.worker)
+                if not channel.worker.process.has_exited or attempt.worker is not None:  # type: ignore[union-attr]
+                    return channel
+                channel.retired = True
+                dispatcher.give(channel)
+        except QueueIsFull:
+            raise self._queue_full(attempt.function) from None
+        except WaitedTooLong:
+            raise self._queued_too_long(attempt.function, attempt.timeout) from None
+
+    def _deadline(self, began: float, timeout: float) -> float:
+        """When a call is late: starting the first worker does not count."""
+        since = self._dispatcher.serving_since
+        return timeout + (began if since is None else max(began, since))
+
+    def _check_turn(self, thread: int) -> None:
+        """While waiting long for a channel, on the waiting thread.
+
+        Raises:
+            AtollError: none would ever come, because whoever has them goes on only after this call.
+        """
+        asyncio = sys.modules.get("asyncio")
+        loop: AbstractEventLoop | None = asyncio._get_running_loop() if asyncio is not None else None
+        if loop is not None and self._dispatcher.all_owned_by((loop, thread)):
+            raise AtollError(
+                f"a call of {self.service!r} blocks the event loop that an earlier call of it needs to go on: "
+                "await the .aio() of the function here too"
+            )
+        if self._dispatcher.all_owned_by((thread,)):
+            raise AtollError(
+                f"a call of {self.service!r} was made in the middle of another one on the same thread, by a "
+                "signal handler or by what a registered class does when it is passed: it would wait for itself"
+            )
+
+    def _queued_too_long(self, function: str, timeout: float | None) -> CallTimeout:
+        return CallTimeout(
+            f"{self.service}.{function} did not get its turn within {timeout:g} seconds: earlier calls are still "
+            f"running, {self._dispatcher.waiting} more are waiting. Nothing was stopped"
+        )
+
+    def _queue_full(self, function: str) -> QueueFull:
+        return QueueFull(
+            f"{self.service}.{function} was not queued: {self._dispatcher.waiting} calls wait for a worker already, "
+            f"and max_queue={self.settings.max_queue} allows no more"
+        )
+
+    # -- what the worker calls back --------------------------------------------------------------------------
+
+    def _converse(self, channel: Channel, payload: Bytes, buffers: Sequence[Bytes], deadline: float | None) -> Reply:
+        """Serve callbacks until the answer comes."""
+        exchange = channel.connection.exchange
+        while True:
+            kind, payload, buffers = self._answer(channel, payload, buffers)
+            reply = exchange(_PICKLE, payload, buffers, deadline, kind=kind)
+            if reply[0] != _CALL:
+                return reply
+            _, _, payload, buffers = reply
+
+    def _answer(self, channel: Channel, payload: Bytes, buffers: Sequence[Bytes]) -> tuple[int, Bytes, Sequence[Bytes]]:
+        nest = Nesting(channel, self, nesting.get())
+        token = nesting.set(nest)
+        try:
+            result = channel.callback(payload, buffers)()
+            if _is_coroutine(result):
+                from atoll_worker.completion import complete
+
+                result = complete(result)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the worker is told
+            return channel.encode_error(error)
+        finally:
+            nest.ended = True
+            nesting.reset(token)
+        return channel.encode_result(result)
+
+    async def _answer_async(
+        self, channel: Channel, payload: Bytes, buffers: Sequence[Bytes]
+    ) -> tuple[int, Bytes, Sequence[Bytes]]:
+        import asyncio
+
+        from atoll_worker.completion import home
+
+        nest = Nesting(channel, self, nesting.get())
+        token = nesting.set(nest)
+        home_token = home.set(asyncio.get_running_loop())
+        try:
+            # Not on the loop's thread: it may wait for anything.
+            result = await asyncio.to_thread(channel.callback(payload, buffers))
+            if _is_coroutine(result):
+                result = await result
+        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the worker is told
+            return channel.encode_error(error)
+        finally:
+            nest.ended = True
+            home.reset(home_token)
+            nesting.reset(token)
+        return channel.encode_result(result)
+
+    # -- when a call does not end with an answer -------------------------------------------------------------
+
+    def _raise_broken(self, error: BaseException, channel: Channel, attempt: _Attempt) -> NoReturn:
+        """The exchange did not end with an answer. Returns only once the call has ended, or its worker has."""
+        function, timeout, conversation = attempt.function, attempt.timeout, channel.connection.conversation
+        if isinstance(error, LocalProtocolError) and conversation.depth == attempt.depth:
+            # Too large for a frame: nothing was sent, and the worker is as good as before.
+            raise EncodeError(f"the arguments of {self.service}.{function} cannot be passed: {error}") from None
+        worker = channel.worker
+        if isinstance(error, ConnectionClosed):
+            channel.retired = True
+            self._raise_gone(channel, attempt)
+        if isinstance(error, ProtocolError):
+            from .lifecycle import Cause
+
+            channel.retired = True
+            worker.end(Cause.CRASHED, f"it broke the wire's rules: {error}")
+            raise WorkerDied(
+                self.service,
+                worker.pid,
+                phase="call",
+                detail=f"it was stopped, since it broke the wire's rules: {error}",
+            ) from error
+        if conversation.depth <= attempt.depth:
+            raise error  # the call was not begun, or had ended
+        from .escalation import Escalation
+
+        late = isinstance(error, DeadlinePassed)
+        what = f"{self.service}.{function}"
+        escalation = Escalation(
+            channel, f"{what} did not answer within {timeout:g} seconds" if late else f"{what} was given up"
+        )
+        try:
+            answered = self._await_end(channel, attempt.depth, escalation)
+        finally:
+            escalation.over()
+        if not answered:
+            channel.retired = True
+        if not late:
+            if escalation.interrupted is not None:
+                raise escalation.interrupted
+            raise error
+        stacks = escalation.stacks
+        where = f" It was here:\n{stacks}" if stacks else ""
+        if answered:
+            then = f"it was ended ({escalation.rung}), and its worker (pid {worker.pid}) goes on."
+        else:
+            then = f"its worker (pid {worker.pid}) was stopped ({escalation.rung}), and is replaced."
+        timed_out = CallTimeout(f"{what} did not answer within {timeout:g} seconds; {then}{where}")
+        timed_out.rung = escalation.rung
+        raise timed_out from None
+
+    def _await_end(self, channel: Channel, depth: int, escalation: Escalation) -> bool:
+        """Wait until the call in progress is answered, whatever the answer; False if the worker ended."""
+        connection = channel.connection
+        while True:
+            try:
+                frame = connection.receive()
+                while frame.kind == _CALL:
+                    kind, payload, buffers = channel.encode_described({"atoll": "Cancelled", "message": "cancelled"})
+                    connection.send(kind, _PICKLE, payload, buffers)
+                    frame = connection.receive()
+                if connection.conversation.depth <= depth:
+                    return True
+            except (ConnectionClosed, ProtocolError):
+                channel.worker.process.exited.wait(_END_GRACE)  # type: ignore[union-attr]
+                return False
+            except KeyboardInterrupt as again:  # it is not to take its time
+                escalation.interrupted = again
+                escalation.hurry()
+
+    def _raise_gone(self, channel: Channel, attempt: _Attempt) -> NoReturn:
+        """The connection closed in the middle of a call."""
+        function = attempt.function
+        cancelled = attempt.was_cancelled
+        if cancelled is not None:
+            raise cancelled
+        error = channel.worker.died("call")
+        if self._closed:
+            raise ServiceClosed(f"service {self.service!r} was closed while {function!r} was running") from None
+        raise error from None  # that the connection closed says nothing more
+
+    def _raise_error(self, payload: Bytes, buffers: Sequence[Bytes], channel: Channel, attempt: _Attempt) -> NoReturn:
+        described = channel.decoder.decode(payload, buffers)
+        worker, function = channel.worker, attempt.function
+        error: BaseException
+        try:
+            own = described.get("atoll")
+            if own is None:
+                error = self.rebuild(described, worker)
+            elif own == "FunctionNotFound":
+                error = self.not_found(function, worker)
+            elif own == "Cancelled":
+                error = attempt.was_cancelled or CallCancelled(f"{self.service}.{function} was cancelled")
+            else:
+                kind = EncodeError if own == "EncodeError" else DecodeError
+                error = kind(f"{self.service}.{function}: {described['message']}")
+        except (KeyError, TypeError, AttributeError, ValueError) as malformed:
+            raise DecodeError(f"the worker of {self.service!r} described an error wrongly: {malformed!r}") from None
+        raise error
+
+    def rebuild(self, described: dict[str, Any], worker: Worker) -> Exception:
+        """What a function of this worker raised, as it is to be raised here."""
+        from atoll_worker.rebuilding import rebuild
+
+        return rebuild(described, self.service, worker.pid, f"<worker of {self.service!r}, pid {worker.pid}>")
+
+    def not_found(self, function: str, worker: Worker) -> FunctionNotFound:
+        """The error for a name that the service does not expose."""
+        names = ", ".join(worker.functions)
+        return FunctionNotFound(
+            f"service {self.service!r} exposes no function {function!r}; it exposes: {names}",
+            name=function,
+        )
+
+    def _check_idempotent(self, function: str, channel: Channel) -> None:
+        if function not in channel.worker.idempotent:
+            raise ManifestError(
+                f"option retries of {self.service}.{function}: the function is not marked as idempotent, so it is not "
+                "called again after its worker died; mark it with @expose(idempotent=True) or "
+                "@atoll.function(idempotent=True) if calling it twice does no harm"
+            )
+
+    # -- several at once -------------------------------------------------------------------------------------
+
+    def map_batch(
+        self, function: str, items: list[Any], spread: bool, timeout: float | None, options: CallOptions | None
+    ) -> tuple[list[Any], Exception | None]:
+        """Call a function for some items, for about ``BATCH_SECONDS`` at most.
+
+        Args:
+            function: its name.
+            items: the first argument of each call; or, with ``spread``, a tuple of arguments each.
+            timeout: seconds that one item may take.
+            options: as for ``call``.
+
+        Returns:
+            the results of the first items, and what the one after them raised.
+        """
+        limit = None if timeout is None else timeout + BATCH_SECONDS
+        attempted = _Attempt(self, function, (function, items, spread, BATCH_SECONDS), {}, limit, options, None, None)
+        attempted.reserved = MAP
+        retries = 0 if options is None else options.retries
+        while True:
+            try:
+                results, described = self._attempt(attempted)
+                break
+            except WorkerDied:
+                if not retries or attempted.channel is None:
+                    raise
+                self._check_idempotent(function, attempted.channel)
+                retries -= 1
+                attempted = attempted.again()
+        if described is None:
+            return results, None
+        assert attempted.channel is not None
+        return results, self.rebuild(described, attempted.channel.worker)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What ``FunctionTable.describe`` says in the worker."""
         described: dict[str, dict[str, Any]] = self.call(DESCRIBE, (), {}, None)
         return described
 
-    def _check_turn(self, loops_before: set[AbstractEventLoop | None]) -> None:
-        """While waiting long for one's turn, on the waiting thread.
+    # -- what is known of it ---------------------------------------------------------------------------------
 
-        Raises:
-            AtollError: it would never come, because whoever has it, or stands before, goes on only after this call.
-        """
-        asyncio = sys.modules.get("asyncio")
-        loop = asyncio._get_running_loop() if asyncio is not None else None
-        if loop is not None and (loop is self._loop or loop in loops_before):
-            raise AtollError(
-                f"a call of {self._service!r} blocks the event loop that an earlier call of it needs to go on: "
-                "await the .aio() of the function here too"
-            )
-        inner: FrameType | None = sys._getframe(1)
-        while inner is not None and inner.f_code is not Pool.call.__code__:  # the call that waits
-            inner = inner.f_back
-        outer = None if inner is None else inner.f_back
-        while outer is not None:
-            code = outer.f_code
-            if code is Pool.call.__code__ or code is Pool.call_async.__code__:
-                names = outer.f_locals
-                if names["self"] is self and "kind" not in names:  # which it has once it was answered
-                    raise AtollError(
-                        f"a call of {self._service!r} was made in the middle of another one on the same thread, by a "
-                        "signal handler or by what a registered class does when it is passed: it would wait for itself"
-                    )
-            outer = outer.f_back
+    @property
+    def most_workers(self) -> int:
+        """How many workers there may be."""
+        return self._most_workers
 
-    def _raise_queued_too_long(self, function: str, timeout: float | None) -> NoReturn:
-        raise CallTimeout(
-            f"{self._service}.{function} did not get its turn within {timeout:g} seconds: earlier calls are still "
-            f"running, {self._turnstile.waiting} more are waiting. Nothing was stopped"
-        )
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a worker."""
+        return self._dispatcher.waiting
 
-    def _raise_broken(self, error: BaseException, worker: Worker, function: str, timeout: float | None) -> NoReturn:
-        """The exchange did not end with an answer."""
-        if isinstance(error, shared_errors.LocalProtocolError) and worker.connection.conversation.state == wire.IDLE:
-            # Too large for a frame: nothing was sent, and the worker is as good as before.
-            raise EncodeError(f"the arguments of {self._service}.{function} cannot be passed: {error}") from None
-        if isinstance(error, ConnectionClosed):
-            if self._closed:
-                self._discard()
-                raise ServiceClosed(f"service {self._service!r} was closed while {function!r} was running") from None
-            self._worker = None
-            try:
-                worker.raise_died("call")
-            finally:
-                worker.close()
-        if isinstance(error, DeadlinePassed):
-            stacks = worker.stacks()
-            self._discard()
-            where = f" It was here:\n{stacks}" if stacks else " It did not say where it was."
-            raise CallTimeout(
-                f"{self._service}.{function} did not answer within {timeout:g} seconds; its worker (pid "
-                f"{worker.process.pid}) was stopped, and the next call starts another.{where}"
-            ) from None
-        self._discard()
-        if isinstance(error, ProtocolError):
-            raise WorkerDied(
-                self._service,
-                worker.process.pid,
-                phase="call",
-                detail=f"it was stopped, since it broke the wire's rules: {error}",
-            ) from error
-        raise error
+    @property
+    def restarts(self) -> int:
+        """How many workers took the place of one that ended unexpectedly."""
+        return sum(self._metrics.restarts.values())
 
-    def _raise_error(self, payload: Bytes, buffers: Sequence[Bytes], worker: Worker, function: str) -> NoReturn:
-        described = worker.decoder.decode(payload, buffers)
-        try:
-            own = described.get("atoll")
-            if own is None:
-                from atoll_worker.rebuilding import rebuild
+    def in_flight(self, worker: Worker) -> int:
+        """How many calls a worker is running."""
+        return self._dispatcher.in_flight(worker) if worker.is_serving else 0
 
-                pid = worker.process.pid
-                error: Exception = rebuild(described, self._service, pid, f"<worker of {self._service!r}, pid {pid}>")
-            elif own == "FunctionNotFound":
-                error = self.not_found(function, worker)
-            else:
-                kind = EncodeError if own == "EncodeError" else DecodeError
-                error = kind(f"{self._service}.{function}: {described['message']}")
-        except (KeyError, TypeError, AttributeError, ValueError) as malformed:
-            raise DecodeError(f"the worker of {self._service!r} described an error wrongly: {malformed!r}") from None
-        raise error
+    def latencies(self) -> tuple[Latency, dict[str, Latency]]:
+        """Quantiles of the recent past: of all calls, and by function."""
+        return self._metrics.latencies()
 
-    def not_found(self, function: str, worker: Worker) -> FunctionNotFound:
-        """The error for a name that the service does not expose."""
-        names = ", ".join(worker.functions)
-        return FunctionNotFound(
-            f"service {self._service!r} exposes no function {function!r}; it exposes: {names}",
-            name=function,
-        )
+    def status(self) -> PoolStatus:
+        """How the pool is now."""
+        from .status import status_of
+
+        return status_of(self)
+
+    def metrics(self) -> Iterator[Metric]:
+        """What was counted so far, under the names that Prometheus users expect."""
+        from .status import snapshot_of
+
+        return self._metrics.metrics(snapshot_of(self))
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -337,51 +786,205 @@ class Pool:
             function()
 
     def hang_up(self) -> None:
-        """Begin to close: no more calls are taken, and the worker is told to end. Does not wait."""
+        """Begin to close: no more calls are taken, and the workers are told to end. Does not wait."""
         self._closed = True
         _pools.discard(self)
         self._call_at_close()
-        worker = self._worker
-        if worker is not None:
-            worker.hang_up()
+        self._dispatcher.fail_waiting(ServiceClosed(f"service {self.service!r} was closed"))
+        if self._supervisor is not None:
+            self._supervisor.hang_up()
 
     def close(self, grace: float = STOP_GRACE) -> None:
-        """Stop the worker: it tears down and exits, or is killed after ``grace`` seconds. Idempotent."""
+        """Stop the workers: they tear down and exit, or are killed after ``grace`` seconds. Idempotent."""
         self.hang_up()
-        worker = self._worker
-        if worker is not None:
-            worker.stop(grace)
-            self._worker = None
+        if self._supervisor is not None:
+            self._supervisor.close(grace)
 
     def __del__(self) -> None:
         # Nobody can call it any more. Not waited for: this may run at any moment, on any thread.
-        worker = getattr(self, "_worker", None)
-        if worker is not None and self._pid == os.getpid() and not self._closed:
-            worker.hang_up()
-            worker.process.abandon(STOP_GRACE)
+        supervisor = getattr(self, "_supervisor", None)
+        if supervisor is not None and self._pid == os.getpid() and not self._closed:
+            supervisor.abandon()
+
+
+_making = threading.Lock()
+_END_GRACE = 1.0
+
+
+def _lending_maker(pool: weakref.ref[Pool], service: str, objects: Mapping[str, Any]) -> Callable[[], HostLending]:
+    from .lending import HostLending
+
+    return lambda: HostLending(pool, service, objects)
+
+
+def _outcome_of(error: BaseException) -> str:
+    if isinstance(error, RemoteError):
+        return "error"
+    if isinstance(error, CallTimeout):
+        return "timeout"
+    if isinstance(error, WorkerDied):
+        return "died"
+    if isinstance(error, Exception) and not isinstance(error, CallCancelled):
+        return "refused"
+    return "cancelled"
+
+
+def _is_coroutine(value: object) -> bool:
+    return hasattr(type(value), "__await__") and hasattr(type(value), "send")
+
+
+class _Attempt:
+    """One attempt at a call, with what belongs to it on the way."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None,
+        worker: Worker | None,
+        trace: tracing.CallTrace | None,
+    ) -> None:
+        self.began = _clock()
+        self.pool = pool
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.timeout = timeout
+        self.options = options
+        self.worker = worker
+        self.trace = trace
+        outer = nesting.get()
+        self.nest = None if outer is None else outer.find(pool, worker)
+        self.channel: Channel | None = None
+        self.depth = 0  # calls open on the channel before this one
+        self.outcome = "refused"
+        self.error: BaseException | None = None
+        self.reserved = ""  # the function that is really called
+        self.kept = False  # the channel is given back by somebody else
+        self._outer_progress: Any = None
+
+    def again(self) -> _Attempt:
+        """The same, once more."""
+        following = _Attempt(
+            self.pool, self.function, self.args, self.kwargs, self.timeout, self.options, self.worker, self.trace
+        )
+        following.reserved = self.reserved
+        return following
+
+    @property
+    def deadline(self) -> float | None:
+        return None if self.timeout is None else self.pool._deadline(self.began, self.timeout)
+
+    @property
+    def is_late(self) -> bool:
+        deadline = self.deadline
+        return deadline is not None and _clock() > deadline
+
+    @property
+    def was_cancelled(self) -> CallCancelled | None:
+        """What to raise if the caller gave the call up."""
+        cancellation = None if self.options is None else self.options.cancellation
+        if cancellation is None or not cancellation.requested:
+            return None
+        error = CallCancelled(f"{self.pool.service}.{self.function} was cancelled ({cancellation.rung})")
+        error.rung = cancellation.rung
+        return error
+
+    def encode(self, channel: Channel) -> tuple[Bytes, Sequence[Bytes]]:
+        self.depth = channel.connection.conversation.depth
+        options, worker = self.options, channel.worker
+        meta: dict[str, Any] = {}
+        if self.trace is not None:
+            meta.update(self.trace.headers)
+        if options is not None and options.on_progress is not None:
+            meta["progress"] = True
+        name, args, kwargs = self.reserved or self.function, self.args, self.kwargs
+        if (meta or self.reserved) and self.worker is None and self.function not in worker.functions:
+            raise self.pool.not_found(self.function, worker)
+        if options is not None and options.retries:
+            self.pool._check_idempotent(self.function, channel)
+        if meta:
+            name, args, kwargs = WITH_META, (meta, name, args, kwargs), {}
+        encoder = channel.encoder
+        try:
+            payload: Bytes = encoder.encode((name, args, kwargs))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
+            if self.function == INVOKE:  # what the user passed, not what carries it
+                self.args, self.kwargs = self.args[2], self.args[3]
+            raise explain_unencodable(error, (("args", self.args), ("kwargs", self.kwargs))) from None
+        return payload, encoder.take_buffers() if encoder.has_buffers else ()
+
+    def begin(self) -> None:
+        """About to send the call."""
+        channel, options = self.channel, self.options
+        assert channel is not None
+        self._outer_progress = channel.on_progress
+        channel.on_progress = None if options is None else options.on_progress
+        if options is not None and options.cancellation is not None:
+            options.cancellation.begins(channel, f"{self.pool.service}.{self.function}", self.was_cancelled)
+
+    def end(self) -> None:
+        """It was answered, or never will be."""
+        channel, options = self.channel, self.options
+        assert channel is not None
+        channel.on_progress = self._outer_progress
+        if options is not None and options.cancellation is not None:
+            options.cancellation.ends()
+
+    def give_back_kept(self) -> None:
+        """Give the channel back, now that nobody else will."""
+        self.kept = False
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give the channel back, unless somebody else does."""
+        channel = self.channel
+        assert channel is not None
+        if self.kept:
+            return
+        channel.used_at = _clock()
+        if self.nest is not None:
+            self.nest.turn.release()
+        else:
+            self.pool._dispatcher.give(channel)
+
+    def observe(self, series: Any) -> None:
+        ended = _clock()
+        series[self.function, self.outcome].observe(ended - self.began, ended)
+        if self.trace is not None:
+            self.trace.end(self.outcome, self.error)
 
 
 def pools() -> list[Pool]:
-    """The pools of this process that are in use: neither closed nor collected."""
+    """The pools of this process that are not closed, in no order."""
     return list(_pools)
 
 
 def shutdown(grace: float = STOP_GRACE) -> None:
     """Close every pool of this process, side by side: at most ``grace`` seconds for all. Idempotent."""
-    closing = pools()
-    for pool in closing:
+    living = list(_pools)
+    for pool in living:
         pool.hang_up()
     deadline = time.monotonic() + grace
-    for pool in closing:
+    for pool in living:
         pool.close(max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork() -> None:
+    global _making
+    _making = threading.Lock()
     # The workers are the parent's. What this child calls starts workers of its own.
     for pool in list(_pools):
-        pool._worker = None
-        pool._turnstile = Turnstile()
-        pool._pid = os.getpid()
+        if pool._supervisor is not None and pool._dispatcher.workers:
+            logging.getLogger("atoll.pool").info(
+                "%s: this process was forked (pid %d) and begins with a pool of its own, without workers",
+                pool.service,
+                os.getpid(),
+            )
+        pool._begin()
 
 
 os.register_at_fork(after_in_child=_after_fork)

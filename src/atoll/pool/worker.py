@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 from atoll_worker import wire
 from atoll_worker.connection import Connection, ConnectionClosed, DeadlinePassed
-from atoll_worker.values import Decoder, Encoder
+from atoll_worker.outbox import Outbox
 
 from ..environments import Environment, check_drift
 from ..errors import ProtocolError, WorkerDied, WorkerOutOfMemory, WorkerStartError
@@ -23,10 +26,15 @@ from ..processes import (
     SandboxPolicy,
     WorkerProcess,
     is_broad,
+    output_reader,
     sandbox_environ,
     start_process,
     thread_variables,
+    warden,
 )
+from .channel import Channel
+from .lending import HostLending
+from .lifecycle import Cause
 
 # Seconds for a process that closed its connection to be seen to have ended; else it is ended.
 _END_GRACE = 1.0
@@ -47,19 +55,62 @@ class WorkerPlan:
     start_timeout: float
     limits: Limits | None = None
     sandbox: SandboxPolicy | None = None
+    preload: tuple[str, ...] = ()
 
 
 class Worker:
-    """A started worker. ``call`` it from one thread at a time.
+    """A worker, from the decision to start it until it is gone.
+
+    Args:
+        service: name of the service.
+        number: of the worker in its pool.
+        concurrency: how many calls it takes at a time.
+        lending: what is lent to and borrowed from it.
 
     Attributes:
-        connection: its data connection; ready for calls.
-        process: the process.
+        channels: its data connections.
+        process: the process; None until it was spawned.
         functions: names of the functions it exposes.
+        streams: names of those that are generator functions.
+        cooperative: its code looks whether a call was cancelled.
         about: what it said of itself: ``pid``, ``version``, ``executable``, ``prefix``, ``sys_path``, ``loaded``.
+        is_serving: it takes calls; from then on the supervisor is told of its end.
+        unproven: the supervisor wants to know of its next successful call.
+        cause: why its process is being ended, if atoll does that.
+        spare: the channels that are in no call and will get none, because the worker is to stop.
+        on_free: called when it is to stop, and nothing of it is in use any more.
+        ping_sent_at, pong_at: ``time.monotonic()`` of the last ping, and of the last answer.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, service: str, number: int, concurrency: int, lending: HostLending) -> None:
+        self.service = service
+        self.number = number
+        self.lending = lending
+        self.channels: list[Channel] = []
+        self.process: WorkerProcess | None = None
+        self.functions: tuple[str, ...] = ()
+        self.streams: frozenset[str] = frozenset()
+        self.cooperative = False
+        self.idempotent: frozenset[str] = frozenset()
+        self.about: dict[str, Any] = {}
+        self.is_serving = False
+        self.unproven = True
+        self.cause: Cause | None = None
+        self.why = ""
+        self.spare: list[Channel] = []
+        self.on_free: Callable[[], None] | None = None
+        self.ready_at = 0.0
+        self.ping_sent_at: float | None = None
+        self.pong_at: float | None = None
+        self._concurrency = concurrency
+        self._phase = "start"
+        self._reader = wire.FrameReader()
+        self._outbox: Outbox | None = None
+        lending.worker = self
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def start(self, plan: WorkerPlan) -> None:
         """Start a process and load the service in it.
 
         Raises:
@@ -67,18 +118,16 @@ class Worker:
             WorkerDied: the process ended.
             EnvironmentDrift: it would load a pinned package from outside its environment.
         """
-        self._plan = plan
-        self._control_reader = wire.FrameReader()
-        self.encoder = Encoder()
-        self.decoder = Decoder(checked=True, side="the host")
         deadline = time.monotonic() + plan.start_timeout
+        spin = os.environ.get("ATOLL_SPIN", "1") != "0"
         try:
-            self.process: WorkerProcess = start_process(
+            process = start_process(
                 plan.environment.python,
                 plan.service,
                 _environ(plan),
+                connections=self._concurrency,
                 use_lane=os.environ.get("ATOLL_LANE", "1") != "0",
-                spin=os.environ.get("ATOLL_SPIN", "1") != "0",
+                spin=spin,
                 limits=plan.limits,
                 sandbox=plan.sandbox,
                 needed=_needed(plan) if plan.sandbox is not None else (),
@@ -87,131 +136,275 @@ class Worker:
             raise WorkerStartError(
                 f"no worker of service {plan.service!r} can be started with {plan.environment.python}: {error}"
             ) from error
-        data = self.process.connections[0]
-        self.connection = Connection(
-            data.sock,
-            data.lane,
-            "client",
-            spin=os.environ.get("ATOLL_SPIN", "1") != "0",
-        )
+        self.process = process
+        self._outbox = Outbox(process.control)
+        warden().listen(process.control, self._hear)
+        self.channels = [
+            Channel(self, index, Connection(data.sock, data.lane, "client", spin=spin))
+            for index, data in enumerate(process.connections)
+        ]
         try:
-            self._greet(deadline)
-            self.connection.on_together = Mover(self.process.python_pid)
+            if self.cause is not None:
+                raise WorkerStartError(f"the worker of service {plan.service!r} was stopped: {self.why}")
+            self._greet(plan, deadline)
         except BaseException:
             self.kill()
             raise
+        mover = Mover(process.python_pid)
+        for channel in self.channels:
+            channel.connection.on_together = mover
+        self.ready_at = time.monotonic()
 
-    def _greet(self, deadline: float) -> None:
-        plan = self._plan
-        connection = self.connection
+    def _greet(self, plan: WorkerPlan, deadline: float) -> None:
+        channel = self.channels[0]
+        load = {
+            "entry": dict(plan.entry),
+            "sys_path": list(plan.sys_path),
+            "watch": dict(plan.environment.modules),
+            "log_level": logging.getLogger(f"atoll.worker.{plan.service}").getEffectiveLevel(),
+        }
         try:
-            connection.send(wire.HELLO, wire.RAW, wire.hello())
-            wire.check_hello(connection.receive(deadline).payload)
-            load = {"entry": dict(plan.entry), "sys_path": list(plan.sys_path), "watch": dict(plan.environment.modules)}
-            connection.send(wire.LOAD, wire.PICKLE, self.encoder.encode(load))
-            frame = connection.receive(deadline)
+            frame = self._load(channel, load, deadline)
+            answer: dict[str, Any] = channel.decoder.decode(frame.payload, frame.buffers)
+            if frame.kind != wire.ERROR:
+                for other in self.channels[1:]:
+                    self._load(other, None, deadline)
         except ConnectionClosed:
-            self.raise_died("start")
+            raise self.died("start") from None
         except DeadlinePassed:
-            phase = self._phase("start")  # first, since stacks() would read past it
             stacks = self.stacks()
             raise WorkerStartError(
                 f"service {plan.service!r} was not ready after start_timeout={plan.start_timeout:g} seconds "
-                f"(in phase {phase}); its worker was stopped" + (f". It was here:\n{stacks}" if stacks else "")
+                f"(in phase {self._phase}); its worker was stopped" + (f". It was here:\n{stacks}" if stacks else "")
             ) from None
         except ProtocolError as error:
             raise WorkerStartError(
                 f"the worker of service {plan.service!r} does not speak the wire: {error}"
             ) from error
-        answer: dict[str, Any] = self.decoder.decode(frame.payload, frame.buffers)
         if frame.kind == wire.ERROR:
             doing = "set it up" if answer["phase"] == "setup" else "import it"
             raise WorkerStartError(
                 f"the worker of service {plan.service!r} could not {doing}:\n\n{answer['text'].rstrip()}"
             )
-        self.functions: tuple[str, ...] = tuple(answer["functions"])
         self.about = answer
+        self.functions = tuple(answer["functions"])
+        self.streams = frozenset(answer["streams"])
+        self.idempotent = frozenset(answer["idempotent"])
+        self.cooperative = bool(answer["cooperative"])
         check_drift(plan.environment, answer["sys_path"], answer["loaded"], plan.service_folders)
 
-    @property
-    def alive(self) -> bool:
-        """False once the process has ended."""
-        return not self.process.exited.is_set()
+    @staticmethod
+    def _load(channel: Channel, load: object, deadline: float) -> wire.Frame:
+        connection = channel.connection
+        connection.send(wire.HELLO, wire.RAW, wire.hello())
+        wire.check_hello(connection.receive(deadline).payload)
+        connection.send(wire.LOAD, wire.PICKLE, channel.encoder.encode(load))
+        return connection.receive(deadline)
 
-    def raise_died(self, phase: str) -> NoReturn:
-        """After the connection closed: find out how the process ended, and raise that."""
+    # -- beside the calls ------------------------------------------------------------------------------------
+
+    def _hear(self) -> bool:
+        """What the worker says on its control connection; on the warden's thread. False at its end."""
         process = self.process
-        detail = ""
-        if not process.exited.wait(_END_GRACE):
-            process.kill()
-            process.exited.wait(_END_GRACE)
-            detail = "it had closed its connection, and was stopped"
-        if process.out_of_memory is not None:
-            limit, use = process.out_of_memory
-            raise WorkerOutOfMemory(
-                self._plan.service,
-                process.pid,
-                limit=limit,
-                use=use,
-                phase=self._phase(phase),
-                exit_code=process.exit_code,
-                signal=process.signal,
-                stderr=process.last_stderr(),
-            ) from None
-        raise WorkerDied(
-            self._plan.service,
-            process.pid,
-            phase=self._phase(phase),
-            exit_code=process.exit_code,
-            signal=process.signal,
-            stderr=process.last_stderr(),
-            detail=detail,
-        ) from None  # that the connection closed says nothing more
+        assert process is not None
+        try:
+            data = process.control.recv(1 << 16, socket.MSG_DONTWAIT)
+            for frame in self._reader.receive_data(data):
+                self._handle(frame)
+        except BlockingIOError:
+            return True
+        except (OSError, ProtocolError):
+            return False
+        return bool(data)
 
-    def _phase(self, phase: str) -> str:
-        """What the worker last said it was about to do, while it had not said that it was ready."""
-        if phase == "start":
-            for frame in self._read_control(0.0):
-                if frame.kind == wire.PHASE:
-                    phase = bytes(frame.payload).decode()
-        return phase
+    def drain(self) -> None:
+        """Take in what a worker that has ended still said."""
+        while self._hear() and self._more_to_hear():
+            pass
+
+    def _more_to_hear(self) -> bool:
+        assert self.process is not None
+        try:
+            return bool(self.process.control.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def _handle(self, frame: wire.Frame) -> None:
+        if frame.kind == wire.PONG:
+            self.pong_at = time.monotonic()
+            self.ping_sent_at = None
+        elif frame.kind == wire.PHASE:
+            self._phase = bytes(frame.payload).decode("utf-8", "replace")
+        elif frame.kind == wire.LOG:
+            process = self.process
+            if process is not None:
+                process.records.receive(frame.call_id, bytes(frame.payload))
+        elif frame.kind == wire.RELEASE and len(frame.payload) % wire.RELEASED.size == 0:
+            for number, received in wire.RELEASED.iter_unpack(frame.payload):
+                # What was lent is the user's, and so is its destructor: not for the warden's thread.
+                output_reader().always(partial(self.lending.take_back, number, received))
+
+    def _send(self, kind: int, call_id: int, payload: bytes = b"") -> None:
+        if self._outbox is not None:
+            self._outbox.send(kind, call_id, payload)
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        if self.ping_sent_at is None:
+            self.ping_sent_at = time.monotonic()
+        self._send(wire.PING, 0)
+
+    def cancel(self, channel: Channel, number: int, force: bool) -> None:
+        """Ask for a call to end; with ``force``, have it interrupted."""
+        self._send(wire.CANCEL, number, wire.CANCEL_PAYLOAD.pack(channel.index, force))
+
+    def release(self, number: int, received: int) -> None:
+        """Something it lent is not needed any more."""
+        outbox = self._outbox
+        if outbox is not None and self.alive:
+            outbox.release(number, received)
+        self.check_free()
 
     def stacks(self) -> str:
         """The Python stacks of the worker's threads, for a message; empty if it does not answer in time."""
         from ..processes.stacks import for_message, python_stacks
 
+        if self.process is None:
+            return ""
         return for_message(python_stacks(self.process.python_pid, _STACKS_GRACE))
 
-    def _read_control(self, timeout: float) -> list[wire.Frame]:
-        control = self.process.control
-        try:
-            control.settimeout(timeout)
-            return self._control_reader.receive_data(control.recv(1 << 16))
-        except (OSError, ProtocolError):
-            return []
+    def native_stacks(self) -> str:
+        """The native stacks of the worker's threads, for a message; empty if they cannot be had."""
+        from ..processes.stacks import short_stacks
+
+        if self.process is None:
+            return ""
+        return short_stacks(self.process.python_pid).native
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> int:
+        """How many it has answered."""
+        return sum(channel.calls for channel in self.channels)
+
+    @property
+    def used_at(self) -> float:
+        """``time.monotonic()`` when its last call ended, or it became ready."""
+        return max(self.ready_at, *(channel.used_at for channel in self.channels))
+
+    def let_go(self, channel: Channel) -> None:
+        """A channel of this worker, which is to stop, is in no call any more."""
+        self.spare.append(channel)
+        self.check_free()
+
+    def check_free(self) -> None:
+        """If the worker is to stop, and nothing of it is in use any more, say so; if it has ended, close it."""
+        if len(self.spare) < len(self.channels):
+            return
+        if self.process is not None and self.process.has_exited:
+            self.close()
+        elif self.on_free is not None and not self.lending.borrowed:
+            self.on_free()
+
+    # -- its end ---------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """False before there is a process, and once it has ended."""
+        return self.process is not None and not self.process.exited.is_set()
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before there is a process."""
+        return 0 if self.process is None else self.process.pid
+
+    def died(self, phase: str) -> WorkerDied:
+        """After a connection closed: find out how the process ended, as the error to raise."""
+        process = self.process
+        assert process is not None
+        detail = self.why
+        if not process.exited.wait(_END_GRACE):
+            process.kill()
+            process.exited.wait(_END_GRACE)
+            detail = "it had closed its connection, and was stopped"
+        return self._death(phase if phase != "start" else self._phase, detail)
+
+    def gone(self) -> WorkerDied:
+        """The error for whoever needs something that lived in this worker, which has ended."""
+        return self._death("call", "what was borrowed from it is gone with it")
+
+    def _death(self, phase: str, detail: str) -> WorkerDied:
+        process = self.process
+        assert process is not None
+        if process.out_of_memory is not None:
+            limit, use = process.out_of_memory
+            return WorkerOutOfMemory(
+                self.service,
+                process.pid,
+                limit=limit,
+                use=use,
+                phase=phase,
+                exit_code=process.exit_code,
+                signal=process.signal,
+                stderr=process.last_stderr(),
+            )
+        return WorkerDied(
+            self.service,
+            process.pid,
+            phase=phase,
+            exit_code=process.exit_code,
+            signal=process.signal,
+            stderr=process.last_stderr(),
+            detail=detail,
+        )
+
+    def end(self, cause: Cause, why: str) -> None:
+        """Kill it without waiting, and remember why."""
+        if self.cause is None:
+            self.cause = cause
+            self.why = why
+        if self.process is not None:
+            self.process.kill()
+
+    def terminate(self) -> None:
+        """Ask the process to end, as a service manager would."""
+        process = self.process
+        if process is not None and not process.has_exited:
+            with contextlib.suppress(OSError):
+                os.kill(process.python_pid, signal.SIGTERM)
 
     def hang_up(self) -> None:
         """Let the worker end in order: it tears the service down and exits."""
-        with contextlib.suppress(OSError):
-            self.process.connections[0].sock.shutdown(socket.SHUT_RDWR)
+        if self.process is not None:
+            for data in self.process.connections:
+                with contextlib.suppress(OSError):
+                    data.sock.shutdown(socket.SHUT_RDWR)
 
     def stop(self, grace: float) -> None:
         """``hang_up``, wait at most ``grace`` seconds, then end the whole tree."""
+        process = self.process
+        if process is None:
+            return
         self.hang_up()
-        if not self.process.exited.wait(grace):
+        if not process.exited.wait(grace):
             self.kill()
         self.close()
 
     def kill(self) -> None:
         """End the whole tree now, and wait until it has ended."""
-        self.process.kill()
-        self.process.exited.wait(5.0)
-        self.close()
+        process = self.process
+        if process is not None:
+            process.kill()
+            process.exited.wait(5.0)
+            self.close()
 
     def close(self) -> None:
         """Let go of the descriptors. The process has ended, or ends by itself after ``hang_up``."""
-        self.connection.close()
-        self.process.control.close()
+        process = self.process
+        if process is not None:
+            process.close()
+        self.lending.clear()
 
 
 def _environ(plan: WorkerPlan) -> dict[str, str]:

@@ -7,6 +7,7 @@ What belongs here: everything that knows what a process is. What does not: what 
 from __future__ import annotations
 
 from .limits import Limits, thread_variables
+from .output import output_reader
 from .process import DataConnection, WorkerProcess, start_process
 from .processors import Mover
 from .sandbox import SandboxPolicy, is_broad, sandbox_environ
@@ -21,6 +22,7 @@ __all__ = [
     "Usage",
     "WorkerProcess",
     "is_broad",
+    "output_reader",
     "sandbox_environ",
     "start_process",
     "thread_variables",

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import atoll_worker
@@ -23,6 +23,7 @@ from atoll_worker.lane import Lane
 from .cgroups import WorkerGroup
 from .limits import Limits, apply_limits
 from .output import Stream, output_reader
+from .records import WorkerRecords
 from .sandbox import Gate, SandboxPolicy, sandboxed_process, wrap
 from .tree import kill_tree
 from .warden import warden
@@ -54,6 +55,8 @@ class WorkerProcess:
         control: the host's end of its control connection.
         exited: set once it has ended and was reaped.
         exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
+        records: what it said through ``logging``.
+        on_exit: called by the warden, on its thread, once it has ended.
         out_of_memory: its limit and what it held, in bytes, if it was killed for holding more; set before ``exited``.
     """
 
@@ -64,6 +67,7 @@ class WorkerProcess:
         control: socket.socket,
         lifeline: int,
         streams: Sequence[Stream],
+        service: str,
         *,
         is_sandboxed: bool = False,
     ) -> None:
@@ -82,6 +86,8 @@ class WorkerProcess:
         self._streams = streams
         self._reaped = False
         self._abandoned = False
+        self.records = WorkerRecords(service, pid)
+        self.on_exit: Callable[[], None] | None = None
         self._kill_lock = threading.Lock()
 
     def reap(self) -> None:
@@ -110,10 +116,12 @@ class WorkerProcess:
         for sock in self._sockets():
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            if self._abandoned:
-                sock.close()
+        if self._abandoned:
+            self.close()
         self.has_exited = True
         self.exited.set()
+        if self.on_exit is not None:
+            self.on_exit()
         streams = self._streams
 
         def drop() -> None:
@@ -165,21 +173,24 @@ class WorkerProcess:
         warden().after(seconds, kill)
 
     def last_stderr(self) -> list[str]:
-        """The last lines on stderr, oldest first. After the end, waits briefly for them to arrive."""
+        """The last lines on stderr and the last log records from WARNING on, by time, oldest first. After the end,
+        waits briefly for them to arrive."""
         stream = self._streams[1]
         if self.exited.is_set():
             stream.ended.wait(_LAST_WORDS)
-        return list(stream.last_lines)
+        return self.records.last_words(stream.last)
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's descriptors; above all the lifeline, which would keep the worker
         alive for as long as this child lives."""
         with contextlib.suppress(OSError):
             os.close(self._lifeline)
-        self.close()
+        for sock in self._sockets():
+            sock.close()
 
     def close(self) -> None:
         """Let go of the connections."""
+        warden().ignore(self.control)
         for sock in self._sockets():
             sock.close()
 
@@ -273,7 +284,8 @@ def start_process(
             streams = [
                 Stream(fd, service, child.pid, name) for fd, name in ((out_read, "stdout"), (err_read, "stderr"))
             ]
-            process = WorkerProcess(child.pid, data, control, lifeline, streams, is_sandboxed=sandbox is not None)
+            is_sandboxed = sandbox is not None
+            process = WorkerProcess(child.pid, data, control, lifeline, streams, service, is_sandboxed=is_sandboxed)
             warden().watch(process)
             return process
 

@@ -18,7 +18,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from socket import socket
 
 logger = logging.getLogger("atoll.processes")
 
@@ -49,6 +52,7 @@ class Warden:
         self._poll.register(self._wake_read, select.POLLIN)
         self._watched: dict[int, Watched] = {}  # by pidfd
         self._unwatchable: list[Watched] = []  # where there is no pidfd
+        self._heard: dict[int, tuple[socket, Callable[[], bool]]] = {}  # by descriptor
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_number = 0
         self._thread = threading.Thread(target=self._run, name="atoll-warden", daemon=True)
@@ -71,7 +75,7 @@ class Warden:
             finally:
                 done.release()
 
-        self._post(command)
+        self.post(command)
         done.acquire()
         if raised:
             raise raised[0]
@@ -80,11 +84,40 @@ class Warden:
     def after(self, seconds: float, function: Callable[[], None]) -> None:
         """Call ``function`` on the warden's thread in ``seconds``."""
 
+        due = time.monotonic() + seconds
+
         def command() -> None:
             self._timer_number += 1
-            heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_number, function))
+            heapq.heappush(self._timers, (due, self._timer_number, function))
 
-        self._post(command)
+        self.post(command)
+
+    def listen(self, sock: socket, hear: Callable[[], bool]) -> None:
+        """Call ``hear`` on the warden's thread whenever there is something to read, until it returns False.
+
+        It must neither wait nor call user code.
+        """
+        fd = sock.fileno()
+
+        def command() -> None:
+            if sock.fileno() == fd:  # not closed meanwhile
+                self._heard[fd] = sock, hear
+                self._poll.register(fd, select.POLLIN)
+
+        self.post(command)
+
+    def ignore(self, sock: socket) -> None:
+        """Stop listening; the socket may be closed when this returns."""
+        fd = sock.fileno()
+        if fd >= 0:
+            self.run(lambda: self._ignore(fd, sock))
+
+    def _ignore(self, fd: int, sock: socket) -> None:
+        known = self._heard.get(fd)
+        if known is not None and known[0] is sock:
+            del self._heard[fd]
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(fd)
 
     def watch(self, process: Watched) -> None:
         """Begin to watch a child of this process. On the warden's thread only."""
@@ -96,7 +129,8 @@ class Warden:
         self._watched[pidfd] = process
         self._poll.register(pidfd, select.POLLIN)
 
-    def _post(self, command: Callable[[], None]) -> None:
+    def post(self, command: Callable[[], None]) -> None:
+        """Call a function on the warden's thread, soon. It must neither wait nor call user code."""
         self._commands.append(command)
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
@@ -114,7 +148,11 @@ class Warden:
             if fd == self._wake_read:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
-            else:
+            elif fd in self._heard:
+                sock, hear = self._heard[fd]
+                if not hear():
+                    self._ignore(fd, sock)
+            elif fd in self._watched:
                 process = self._watched.pop(fd)
                 self._poll.unregister(fd)
                 os.close(fd)

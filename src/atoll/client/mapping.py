@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``RemoteFunction.map``: many small calls as few large ones.
+
+Items are sent in batches that grow until one takes about ``_BATCH_SECONDS``; a worker gives back what it has after
+``atoll.pool.pool.BATCH_SECONDS``, and the rest is sent again, so that items which turn out to take long spread over all
+workers. A few batches a worker are under way: endless iterables are fine, and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from itertools import islice
+from time import perf_counter
+from typing import Any
+
+from ..pool import Pool
+from ..pool.options import CallOptions
+from .submitter import Call, submitter_of
+
+# Seconds of work that a batch should be.
+_BATCH_SECONDS = 0.01
+_MOST_ITEMS = 10_000
+# Batches under way for every call that can run at a time: one runs, one waits.
+_AHEAD = 2
+
+
+class _Batch:
+    """Some items on their way."""
+
+    __slots__ = ("call", "error", "items", "results", "seconds")
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+        self.results: list[Any] = []
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        self.call: Call[_Batch] = Call()
+
+
+class Mapping:
+    """One call of ``map``.
+
+    Args:
+        pool: whose function it is.
+        function: its name.
+        iterables: the arguments: the items of one, or of several taken together.
+        timeout: seconds that one item may take.
+        options: of each call.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        function: str,
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        options: CallOptions | None,
+    ) -> None:
+        self._pool = pool
+        self._function = function
+        self._spread = len(iterables) != 1
+        # As the builtin map: the shortest ends it.
+        self._items: Iterator[Any] = zip(*iterables, strict=False) if self._spread else iter(iterables[0])
+        self._timeout = timeout
+        self._options = options
+        self._submitter = submitter_of(pool)
+        self._size = 1
+        self._ended = False
+
+    def in_order(self) -> Iterator[Any]:
+        """The results in the order of the items."""
+        under_way: deque[_Batch] = deque()
+        try:
+            while True:
+                self._fill(under_way)
+                if not under_way:
+                    return
+                batch = under_way[0]
+                batch.call.result()
+                rest = self._finish(batch)
+                if rest is not None:
+                    under_way[0] = rest  # on its way before the results are taken
+                else:
+                    under_way.popleft()
+                yield from batch.results
+                if batch.error is not None:
+                    raise batch.error
+        finally:
+            _give_up(under_way)
+
+    def as_they_come(self) -> Iterator[Any]:
+        """The results in the order in which they are ready."""
+        under_way: deque[_Batch] = deque()
+        try:
+            while True:
+                self._fill(under_way)
+                if not under_way:
+                    return
+                wait([batch.call for batch in under_way], return_when=FIRST_COMPLETED)
+                done = [batch for batch in under_way if batch.call.done()]
+                for batch in done:
+                    under_way.remove(batch)
+                    batch.call.result()
+                    rest = self._finish(batch)
+                    if rest is not None:
+                        under_way.append(rest)
+                for batch in done:
+                    yield from batch.results
+                    if batch.error is not None:
+                        raise batch.error
+        finally:
+            _give_up(under_way)
+
+    def _fill(self, under_way: deque[_Batch]) -> None:
+        most = _AHEAD * self._pool.most_workers * self._pool.settings.concurrency
+        while not self._ended and len(under_way) < most:
+            items = list(islice(self._items, self._size))
+            if len(items) < self._size:
+                self._ended = True
+            if items:
+                under_way.append(self._send(items))
+
+    def _send(self, items: list[Any]) -> _Batch:
+        batch = _Batch(items)
+        options = (self._options or CallOptions())._replace(cancellation=batch.call._cancellation)
+
+        def run() -> _Batch:
+            began = perf_counter()
+            batch.results, batch.error = self._pool.map_batch(
+                self._function, batch.items, self._spread, self._timeout, options
+            )
+            batch.seconds = perf_counter() - began
+            return batch
+
+        self._submitter.submit(batch.call, run)
+        return batch
+
+    def _finish(self, batch: _Batch) -> _Batch | None:
+        """Learn from a batch; the rest of it is sent again."""
+        done = len(batch.results)
+        if batch.error is None and done:
+            each = batch.seconds / done
+            if done == len(batch.items) and batch.seconds < _BATCH_SECONDS:
+                self._size = min(_MOST_ITEMS, 2 * self._size, int(_BATCH_SECONDS / each) + 1)
+            elif batch.seconds > 2 * _BATCH_SECONDS:
+                self._size = max(1, min(self._size, int(_BATCH_SECONDS / each)))
+        if batch.error is None and done < len(batch.items):
+            return self._send(batch.items[done:])
+        return None
+
+
+def _give_up(under_way: deque[_Batch]) -> None:
+    for batch in under_way:
+        batch.call.cancel()

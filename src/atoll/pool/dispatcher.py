@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may call now, and on which channel: first come, first served, for threads and asyncio tasks alike.
+
+A channel is a data connection of a worker; it takes one call at a time. Idle ones lie in a list, the one used last on
+top: its worker's caches are warm, and the others may fall idle for good. With several channels a worker, the worker
+with the fewest calls goes first. Who finds none waits in one queue, whichever way it waits. Passing through an empty
+queue costs one ``list.pop``.
+
+What does not belong here: starting workers (``supervisor``), and what is done with a channel.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from .channel import Channel
+    from .worker import Worker
+
+# Seconds after which a thread that waits looks whether its turn can come at all.
+_LONG = 0.1
+
+
+class QueueIsFull(Exception):
+    """As many wait as may."""
+
+
+class WaitedTooLong(Exception):
+    """The deadline passed in the queue."""
+
+
+class _Waiter:
+    """One place in the queue. ``outcome`` is set by whoever grants; ``abandoned`` by whoever gave up waiting. Exactly
+    one of the two passes on a channel that came too late.
+
+    Args:
+        wake: wakes the one who waits; raises RuntimeError if nobody is there any more.
+        owner: the event loop it waits on, or the identifier of its thread.
+        worker: the worker that it needs a channel of; None for any.
+    """
+
+    __slots__ = ("abandoned", "lock", "outcome", "owner", "wake", "worker")
+
+    def __init__(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> None:
+        self.wake = wake
+        self.owner = owner
+        self.worker = worker
+        self.outcome: Channel | BaseException | None = None
+        self.abandoned = False
+        self.lock = threading.Lock()
+
+    def grant(self, outcome: Channel | BaseException) -> bool:
+        """False if it gave up before."""
+        with self.lock:
+            if self.abandoned:
+                return False
+            self.outcome = outcome
+        try:
+            self.wake()
+        except RuntimeError:
+            return self.abandon() is None  # its event loop was closed with the task in the queue
+        return True
+
+    def abandon(self) -> Channel | None:
+        """Give up; returns the channel that came after all."""
+        with self.lock:
+            outcome, self.outcome, self.abandoned = self.outcome, None, True
+        return outcome if outcome is not None and not isinstance(outcome, BaseException) else None
+
+    def result(self) -> Channel:
+        outcome = self.outcome
+        assert outcome is not None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+class Dispatcher:
+    """The channels of a pool, and the queue of those who wait for one.
+
+    Args:
+        concurrency: channels a worker.
+        most_waiting: how many may wait.
+        wanted: called when somebody begins to wait, and there may be too few workers; must not wait itself.
+    """
+
+    def __init__(self, concurrency: int, most_waiting: int, wanted: Callable[[], None]) -> None:
+        # Public for the path of a call, which inlines take() and give().
+        self.idle: list[Channel] = []
+        self.queue: deque[_Waiter] = deque()
+        self.take: Callable[[], Channel] = self.idle.pop if concurrency == 1 else self._take_least_loaded
+        self.put = self.idle.append
+        self.serving_since: float | None = None  # when the first of the present workers became ready
+        self._workers: list[Worker] = []
+        self._most_waiting = most_waiting
+        self._wanted = wanted
+        self._lock = threading.Lock()
+
+    # -- workers ---------------------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers that take calls."""
+        return list(self._workers)
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in the queue."""
+        return len(self.queue)
+
+    def add(self, worker: Worker) -> None:
+        """Calls may go to this worker from now on."""
+        with self._lock:
+            self._workers.append(worker)
+            if self.serving_since is None:
+                self.serving_since = time.monotonic()
+        for channel in worker.channels:
+            self.put(channel)
+        self.pass_on()
+
+    def retire(self, worker: Worker) -> None:
+        """No further call goes to this worker, but for those that need this very one."""
+        with self._lock:
+            if worker in self._workers:
+                self._workers.remove(worker)
+            if not self._workers:
+                self.serving_since = None
+            for channel in worker.channels:
+                channel.retired = True
+        for channel in worker.channels:
+            self.drop_idle(channel)  # a busy one is left out by `give`
+
+    def ended(self, worker: Worker) -> None:
+        """The worker is gone, and those who need this very one are told."""
+        self.retire(worker)
+        self._fail_those_who(lambda waiter: waiter.worker is worker, worker.gone)
+        worker.check_free()
+
+    def in_flight(self, worker: Worker) -> int:
+        """How many calls a worker is answering."""
+        idle = self.idle.copy() + worker.spare
+        return sum(1 for channel in worker.channels if channel not in idle)
+
+    # -- passing through -------------------------------------------------------------------------------------
+
+    def _take_least_loaded(self) -> Channel:
+        with self._lock:
+            idle = self.idle
+            if not idle:
+                raise IndexError
+            free: dict[int, int] = {}
+            for channel in idle:
+                free[id(channel.worker)] = free.get(id(channel.worker), 0) + 1
+            # max() prefers the first, and the list ends with the channel used last.
+            chosen = max(reversed(idle.copy()), key=lambda channel: free[id(channel.worker)])
+            idle.remove(chosen)
+            return chosen
+
+    def give(self, channel: Channel) -> None:
+        """A call is through."""
+        was_retired = channel.retired
+        if was_retired:
+            channel.worker.let_go(channel)
+        else:
+            self.put(channel)
+            if channel.retired:  # it was between the two lines above
+                self.drop_idle(channel)
+        if self.queue:
+            self.pass_on()
+
+    def drop_idle(self, channel: Channel) -> None:
+        """A channel that is not to be taken any more, if it lies among the idle ones."""
+        try:
+            self.idle.remove(channel)
+        except ValueError:
+            return
+        channel.worker.let_go(channel)
+
+    def enter(
+        self,
+        owner: int,
+        entered: float,
+        timeout: float | None,
+        worker: Worker | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Channel:
+        """Wait for a channel, on the calling thread.
+
+        Args:
+            owner: identifier of the thread.
+            entered: ``time.monotonic()`` when it came.
+            timeout: seconds it may wait while there are workers; waiting for the first one to start does not count.
+            worker: the worker it needs a channel of; None for any.
+            check: called once it takes long; what it raises ends the waiting.
+
+        Raises:
+            QueueIsFull, WaitedTooLong: as they say.
+            AtollError: no worker can be had; see ``fail_waiting``.
+        """
+        turn = threading.Lock()
+        turn.acquire()
+        waiter = self._join(turn.release, owner, worker)
+        try:
+            while True:
+                left = self._left(entered, timeout)
+                if turn.acquire(timeout=_LONG if left is None else max(0.0, min(left, _LONG))):
+                    return waiter.result()
+                if left is not None and left <= 0:
+                    break
+                if check is not None:
+                    check()
+        except BaseException:  # KeyboardInterrupt, above all
+            self._give_up(waiter)
+            raise
+        return self._too_late(waiter)
+
+    async def enter_async(
+        self, loop: AbstractEventLoop, entered: float, timeout: float | None, worker: Worker | None = None
+    ) -> Channel:
+        """As ``enter``, for a task of the running event loop."""
+        import asyncio  # whoever gets here has imported it already
+
+        turn: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        waiter = self._join(lambda: loop.call_soon_threadsafe(finish), loop, worker)
+        try:
+            while True:
+                left = self._left(entered, timeout)
+                await asyncio.wait((turn,), timeout=1.0 if left is None else max(0.0, min(left, 1.0)))
+                if turn.done():
+                    return waiter.result()
+                if left is not None and left <= 0:
+                    break
+        except BaseException:
+            self._give_up(waiter)
+            raise
+        return self._too_late(waiter)
+
+    def _join(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> _Waiter:
+        if worker is None and len(self.queue) >= self._most_waiting:
+            raise QueueIsFull
+        waiter = _Waiter(wake, owner, worker)
+        self.queue.append(waiter)
+        if worker is not None:
+            if not worker.alive:
+                self._fail_those_who(lambda one: one is waiter, worker.gone)
+        else:
+            self._wanted()
+        self.pass_on()
+        return waiter
+
+    def _left(self, entered: float, timeout: float | None) -> float | None:
+        since = self.serving_since
+        if timeout is None or since is None:
+            return None
+        return max(entered, since) + timeout - time.monotonic()
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        channel = waiter.abandon()
+        if channel is not None:
+            self.give(channel)
+        self._forget(waiter)
+
+    def _too_late(self, waiter: _Waiter) -> Channel:
+        outcome = waiter.outcome
+        channel = waiter.abandon()
+        if channel is not None:
+            return channel
+        self._forget(waiter)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        raise WaitedTooLong
+
+    def _forget(self, waiter: _Waiter) -> None:
+        try:
+            self.queue.remove(waiter)
+        except ValueError:
+            pass
+
+    def pass_on(self) -> None:
+        """Grant idle channels to those who wait, in order."""
+        while self.queue:
+            with self._lock:
+                pair = self._match()
+            if pair is None:
+                return
+            waiter, channel = pair
+            channel.owner = waiter.owner
+            if not waiter.grant(channel):
+                self.give(channel)
+
+    def _match(self) -> tuple[_Waiter, Channel] | None:
+        for waiter in tuple(self.queue):
+            channel = self._find(waiter.worker)
+            if channel is None:
+                continue
+            try:
+                self.queue.remove(waiter)
+            except ValueError:  # it gave up
+                (channel.worker.spare if channel.retired else self.idle).append(channel)
+                continue
+            return waiter, channel
+        return None
+
+    def _find(self, worker: Worker | None) -> Channel | None:
+        idle = self.idle if worker is None or not worker.spare else worker.spare
+        try:
+            if worker is None:
+                if self.take == idle.pop:
+                    return idle.pop()
+                counts: dict[int, int] = {}
+                for channel in idle:
+                    counts[id(channel.worker)] = counts.get(id(channel.worker), 0) + 1
+                worker = max(reversed(idle.copy()), key=lambda channel: counts[id(channel.worker)]).worker
+            for channel in reversed(idle.copy()):
+                if channel.worker is worker:
+                    idle.remove(channel)
+                    return channel
+        except (IndexError, ValueError):
+            pass  # taken meanwhile by who came straight through
+        return None
+
+    # -- when there is nobody to call ------------------------------------------------------------------------
+
+    def fail_waiting(self, error: BaseException) -> None:
+        """No worker can be had: those who wait are told so."""
+        self._fail_those_who(lambda waiter: waiter.worker is None, lambda: error)
+
+    def _fail_those_who(self, chosen: Callable[[_Waiter], bool], error: Callable[[], BaseException]) -> None:
+        for waiter in tuple(self.queue):
+            if chosen(waiter):
+                try:
+                    self.queue.remove(waiter)
+                except ValueError:
+                    continue  # granted meanwhile, or it gave up
+                waiter.grant(error())
+
+    def all_owned_by(self, owners: tuple[object, ...]) -> bool:
+        """Whether every channel there is was taken by one of these: then none would ever come."""
+        idle = self.idle.copy()
+        channels = [channel for worker in self.workers for channel in worker.channels]
+        return bool(channels) and all(channel not in idle and channel.owner in owners for channel in channels)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ending a call that its caller does not want any more, step by step.
+
+The rungs, each only if the one before did not end the call in its time: **cooperative** (code that asks ``cancelled()``
+is told), **exception** (``Cancelled`` is raised in the call's thread), **SIGTERM** to the worker, **SIGKILL** to it and
+everything it started. After the first two the worker goes on serving. Whoever waits for the call goes on waiting, for
+its answer or for the end of the worker; this only sees to it that one of the two comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from .lifecycle import Cause
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+logger = logging.getLogger("atoll.pool")
+
+COOPERATIVE = "cooperative"
+EXCEPTION = "exception"
+TERMINATED = "SIGTERM"
+KILLED = "SIGKILL"
+
+# Seconds until the next rung.
+_COOPERATION = 0.5
+_INTERRUPTION = 0.3
+_TERMINATION = 0.3
+
+
+class Escalation:
+    """Has the call in progress on a channel ended.
+
+    Args:
+        channel: where it is in progress.
+        why: what to say of it in the log, should the worker have to be killed.
+
+    Attributes:
+        rung: the last one that was needed.
+        stacks: where the worker was before it was interrupted, and natively before it was killed; may be empty.
+        interrupted: what interrupted the waiting for its end, such as a second Ctrl-C.
+    """
+
+    def __init__(self, channel: Channel, why: str) -> None:
+        self.rung = COOPERATIVE
+        self.stacks = ""
+        self.interrupted: BaseException | None = None
+        self._channel = channel
+        self._number = channel.call_number
+        self._why = why
+        self._hurried = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="atoll-escalation", daemon=True)
+        self._thread.start()
+
+    def over(self) -> None:
+        """The call has ended, or the worker has."""
+        self._hurried.set()
+        self._thread.join(10.0)
+
+    def hurry(self) -> None:
+        """Take the last rung now."""
+        self._hurried.set()
+        self._channel.worker.end(Cause.CANCELLED, self._why)
+        self.rung = KILLED
+
+    def _run(self) -> None:
+        worker = self._channel.worker
+        if worker.cooperative:
+            worker.cancel(self._channel, self._number, force=False)
+            if self._hurried.wait(_COOPERATION):
+                return
+        self.stacks = worker.stacks()
+        if self._hurried.is_set():
+            return
+        self.rung = EXCEPTION
+        worker.cancel(self._channel, self._number, force=True)
+        if self._hurried.wait(_INTERRUPTION):
+            return
+        # A coroutine was cancelled at first; now whatever it runs is interrupted.
+        worker.cancel(self._channel, self._number, force=True)
+        if self._hurried.wait(_INTERRUPTION):
+            return
+        native = worker.native_stacks()
+        if native:
+            self.stacks = f"{self.stacks}\n{native}" if self.stacks else native
+        if self._hurried.is_set():
+            return
+        self.rung = TERMINATED
+        if worker.cause is None:
+            worker.cause = Cause.CANCELLED
+            worker.why = self._why
+        logger.warning("%s; its worker (pid %d) is stopped. It was here:\n%s", self._why, worker.pid, self.stacks)
+        worker.terminate()
+        if self._hurried.wait(_TERMINATION):
+            return
+        self.rung = KILLED
+        worker.end(Cause.CANCELLED, self._why)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller may ask for beside a timeout: retries, progress, and to be able to give the call up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ..errors import CallCancelled
+    from .channel import Channel
+    from .escalation import Escalation
+
+
+class CallOptions(NamedTuple):
+    """Options of calls.
+
+    Attributes:
+        retries: how often to call again when a worker died; for functions marked as idempotent.
+        on_progress: called with ``done, total, message`` on the waiting thread.
+        cancellation: through which the call can be given up.
+    """
+
+    retries: int = 0
+    on_progress: Callable[[float, float | None, str | None], object] | None = None
+    cancellation: Cancellation | None = None
+
+
+class Cancellation:
+    """Lets another thread give up a call that is in progress.
+
+    Attributes:
+        requested: the call is to end.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._what = ""
+        self._escalation: Escalation | None = None
+
+    @property
+    def rung(self) -> str | None:
+        """What it took to end the call; see ``escalation``."""
+        return None if self._escalation is None else self._escalation.rung
+
+    def begins(self, channel: Channel, what: str, cancelled: CallCancelled | None) -> None:
+        """The call is about to be sent.
+
+        Raises:
+            CallCancelled: it was given up before.
+        """
+        with self._lock:
+            if cancelled is not None:
+                raise cancelled
+            self._channel = channel
+            self._what = what
+
+    def ends(self) -> None:
+        """The call has ended."""
+        with self._lock:
+            self._channel = None
+            escalation = self._escalation
+        if escalation is not None:
+            escalation.over()
+
+    def cancel(self) -> None:
+        """Have the call end. Does not wait. Idempotent."""
+        from .escalation import Escalation
+
+        with self._lock:
+            self.requested = True
+            if self._channel is not None and self._escalation is None:
+                self._escalation = Escalation(self._channel, f"{self._what} was cancelled")

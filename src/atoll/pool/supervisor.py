@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the workers of a pool as its policy wants them.
+
+What happens is told to the policy on the warden's thread, one event at a time; what it answers is done here. A worker
+is started on a thread of its own, since that takes long and may build an environment; it can be called as soon as it is
+ready, before the policy has heard of it. What does not belong here: any decision (``policy``), and calls (``pool``).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import CircuitOpen, WorkerDied, WorkerStartError
+from ..manifest.options import Breaker, Recycle, Restart
+from ..processes import tree_rss, usage, warden
+from .lifecycle import (
+    Action,
+    Cause,
+    CloseBreaker,
+    Kill,
+    OpenBreaker,
+    Ping,
+    PoolState,
+    Retire,
+    Sample,
+    Start,
+    WorkerState,
+)
+from .policy import Policy
+from .settings import IDLE_TIMEOUT, PoolSettings
+from .worker import Worker, WorkerPlan
+
+if TYPE_CHECKING:
+    from .dispatcher import Dispatcher
+    from .lending import HostLending
+    from .metrics import PoolMetrics
+
+logger = logging.getLogger("atoll.pool")
+
+# Seconds that a worker which is free to go gets to tear down.
+STOP_GRACE = 3.0
+
+
+class Supervisor:
+    """See the module.
+
+    Args:
+        service: name of the service.
+        make_plan: makes the plan of a worker; it may build an environment, and is called anew for a reload.
+        settings: of the pool.
+        dispatcher: where ready workers are announced.
+        metrics: where restarts are counted.
+        lending: makes what is lent to and borrowed from one worker.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        make_plan: Callable[[], WorkerPlan],
+        settings: PoolSettings,
+        dispatcher: Dispatcher,
+        metrics: PoolMetrics,
+        lending: Callable[[], HostLending],
+    ) -> None:
+        self._service = service
+        self._make_plan = make_plan
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._lending = lending
+        self._policy = Policy(
+            minimum=settings.workers,
+            maximum=settings.workers,
+            restart=settings.restart or Restart(),
+            breaker=settings.breaker or Breaker(),
+            recycle=settings.recycle or Recycle(),
+            health_interval=settings.health_interval,
+            idle_timeout=IDLE_TIMEOUT,
+            random=random.random,
+        )
+        recycle = settings.recycle
+        self.look_at_calls = recycle.calls if recycle is not None and recycle.calls is not None else 1 << 62
+        self._workers: dict[int, Worker] = {}  # all that are not gone, by number
+        self._plan: WorkerPlan | None = None
+        self._plan_lock = threading.Lock()
+        self._changed = threading.Condition()  # whenever a worker comes or goes
+        self._closing = threading.Event()
+        self._asked = False  # `wanted` was posted and not heard yet
+        self._timer: float | None = None
+        self._was_ready = False  # some worker was, with the present plan
+        self._last_error: BaseException | None = None  # of a start that left nobody to call
+        self._failures = 0  # how many of those there were
+        self._reloading: list[BaseException] = []
+
+    # -- from any thread -------------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All that are not gone, oldest first."""
+        return list(self._workers.values())
+
+    def states(self) -> dict[int, WorkerState]:
+        """Number of each worker -> its state, as the policy sees it."""
+        return self._policy.workers
+
+    @property
+    def state(self) -> PoolState:
+        """Of the pool, as the policy sees it."""
+        return self._policy.state
+
+    def wanted(self) -> None:
+        """Somebody waits for a worker, or wants one to be ready."""
+        if not self._asked:
+            self._asked = True
+            self._post(Supervisor._hear_wanted)
+
+    def refusal(self) -> CircuitOpen | None:
+        """What a caller that finds no worker is to be told at once; None if it may wait."""
+        if self._dispatcher.serving_since is not None:
+            return None
+        refusal = self._policy.refusal(time.monotonic())
+        if refusal is None:
+            return None
+        return CircuitOpen(self._service, refusal.reason, refusal.retry_in)
+
+    def succeeded(self, worker: Worker) -> None:
+        """A worker that is not proven has answered a call."""
+        worker.unproven = False
+
+        def succeeded(self: Supervisor) -> None:
+            self._do(self._policy.succeeded(worker.number, time.monotonic()))
+            worker.unproven = self._policy.state is PoolState.HALF_OPEN
+
+        self._post(succeeded)
+
+    def look(self, worker: Worker) -> None:
+        """A worker has answered as many calls as it may."""
+        if worker.is_serving:
+            self._post(Supervisor._tick)
+
+    def scale(self, minimum: int, maximum: int, idle_timeout: float | None) -> None:
+        """Other bounds from now on.
+
+        Raises:
+            ValueError: they are wrong.
+        """
+        if not 0 <= minimum <= maximum or maximum < 1:
+            raise ValueError(f"scale(min={minimum!r}, max={maximum!r}): expected 0 <= min <= max, and max at least 1")
+
+        def scale(self: Supervisor) -> None:
+            if idle_timeout is not None:
+                self._policy.idle_timeout = idle_timeout
+            self._do(self._policy.scale(time.monotonic(), minimum, maximum))
+
+        self._post(scale)
+
+    def reload(self, timeout: float | None) -> None:
+        """Replace every worker, one after another, and wait until that is done.
+
+        Raises:
+            what starting a replacement raised; the workers there are go on.
+            TimeoutError: it took longer than ``timeout`` seconds; it goes on.
+        """
+        with self._plan_lock:
+            self._plan = None
+        old = self.workers
+        self._reloading.clear()
+        self._post(lambda self: self._do(self._policy.reload(time.monotonic())))
+
+        def done() -> bool:
+            serving = self._dispatcher.workers
+            return self._closing.is_set() or bool(self._reloading) or not any(one in serving for one in old)
+
+        if not old:
+            return
+        with self._changed:
+            if not self._changed.wait_for(done, timeout):
+                raise TimeoutError(f"reload of {self._service!r} was not done within {timeout:g} seconds; it goes on")
+        if self._reloading:
+            raise self._reloading[0]
+
+    def wait_ready(self, count: int) -> None:
+        """Wait until so many workers are ready, or all that were to be started have failed.
+
+        Raises:
+            what starting the last one raised, if none is ready.
+        """
+        before = self._failures
+        self.wanted()
+
+        def done() -> bool:
+            if self._closing.is_set() or self._failures > before:
+                return True
+            return len(self._dispatcher.workers) >= count
+
+        with self._changed:
+            self._changed.wait_for(done)
+        if self._last_error is not None and self._failures > before and not self._dispatcher.workers:
+            raise self._last_error
+
+    def close(self, grace: float) -> None:
+        """Stop every worker in order, for at most ``grace`` seconds; then kill what is left. Idempotent."""
+        self.hang_up()
+        deadline = time.monotonic() + grace
+        for worker in self.workers:
+            worker.stop(max(0.0, deadline - time.monotonic()))
+
+    def hang_up(self) -> None:
+        """Start none any more, and tell every worker to end. Does not wait."""
+        self._closing.set()
+        self._post(lambda self: self._do(self._policy.close(time.monotonic())))
+        for worker in self.workers:
+            worker.cause = worker.cause or Cause.RETIRED
+            worker.hang_up()
+        self._tell_changed()
+
+    def abandon(self) -> None:
+        """Nobody can call any more. As ``close``, without waiting: this may run at any moment, on any thread."""
+        self._closing.set()
+        for worker in self.workers:
+            worker.cause = worker.cause or Cause.RETIRED
+            worker.hang_up()
+            if worker.process is not None:
+                worker.process.abandon(STOP_GRACE)
+
+    # -- on the warden's thread ------------------------------------------------------------------------------
+
+    def _post(self, step: Callable[[Supervisor], None]) -> None:
+        # The warden must not keep a pool that nobody has any more.
+        reference = weakref.ref(self)
+
+        def run() -> None:
+            supervisor = reference()
+            if supervisor is not None:
+                step(supervisor)
+
+        warden().post(run)
+
+    def _hear_wanted(self) -> None:
+        self._asked = False
+        if self._closing.is_set():
+            return
+        concurrency = self._settings.concurrency
+        waiting = -(-self._dispatcher.waiting // concurrency)  # workers' worth of callers
+        self._do(self._policy.wanted(time.monotonic(), waiting))
+        self._refuse_waiting()
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Start):
+                self._start(action)
+            elif isinstance(action, Retire):
+                self._retire(action)
+            elif isinstance(action, Kill):
+                worker = self._workers.get(action.worker)
+                if worker is not None:
+                    logger.warning("%s: worker pid %d is killed: %s", self._service, worker.pid, action.why)
+                    worker.end(action.cause, action.why)
+            elif isinstance(action, Ping):
+                worker = self._workers.get(action.worker)
+                if worker is not None:
+                    worker.ping()
+            elif isinstance(action, OpenBreaker):
+                logger.error(
+                    "%s: calls are refused for %.1f s: %s",
+                    self._service,
+                    max(0.0, action.until - time.monotonic()),
+                    action.reason,
+                )
+                for worker in self.workers:
+                    worker.unproven = True
+            elif isinstance(action, CloseBreaker):
+                logger.warning("%s: workers serve again", self._service)
+        self._refuse_waiting()
+        self._set_timer()
+
+    def _refuse_waiting(self) -> None:
+        if self._dispatcher.queue:
+            refusal = self.refusal()
+            if refusal is not None:
+                self._dispatcher.fail_waiting(refusal)
+
+    def _set_timer(self) -> None:
+        wake = self._policy.next_wake
+        if wake is None or (self._timer is not None and self._timer <= wake + 0.001):
+            return
+        self._timer = wake
+        reference = weakref.ref(self)
+
+        def ring() -> None:
+            supervisor = reference()
+            if supervisor is not None and supervisor._timer == wake:
+                supervisor._timer = None
+                supervisor._tick()
+
+        warden().after(max(0.0, wake - time.monotonic()), ring)
+
+    def _tick(self) -> None:
+        if self._closing.is_set():
+            return
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.is_serving:
+                sample = self._sample(worker, now)
+                if sample is not None:
+                    self._policy.sampled(worker.number, now, sample)
+        self._do(self._policy.tick(now))
+
+    def _sample(self, worker: Worker, now: float) -> Sample | None:
+        process = worker.process
+        found = usage(process.python_pid) if process is not None and not process.has_exited else None
+        if found is None:
+            return None
+        in_flight = self._dispatcher.in_flight(worker)
+        sent = worker.ping_sent_at
+        return Sample(
+            calls=worker.calls,
+            in_flight=in_flight,
+            rss=found.rss,
+            idle_for=0.0 if in_flight else now - worker.used_at,
+            cpu_seconds=found.cpu,
+            stopped=found.state in "Tt",
+            pong_age=None if sent is None else now - sent,
+        )
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def _start(self, action: Start) -> None:
+        worker = Worker(self._service, action.worker, self._settings.concurrency, self._lending())
+        self._workers[action.worker] = worker
+        if action.restart:
+            self._metrics.restarted(self._restart_reason)
+        threading.Thread(
+            target=self._run_start, args=(worker, action.replaces is not None), name="atoll-start", daemon=True
+        ).start()
+
+    _restart_reason = "crashed"
+
+    def _run_start(self, worker: Worker, is_replacement: bool) -> None:
+        """On a thread of its own."""
+        try:
+            with self._plan_lock:
+                if self._plan is None:
+                    self._plan = self._make_plan()
+                plan = self._plan
+            if self._closing.is_set():
+                raise WorkerStartError(f"service {self._service!r} was closed")
+            worker.start(plan)
+        except BaseException as error:  # noqa: BLE001 - told to those who wait
+            failure = error
+            if is_replacement:
+                self._reloading.append(failure)
+            self._post(lambda self: self._hear_failed(worker, failure))
+            return
+        process = worker.process
+        assert process is not None
+        reference = weakref.ref(self)
+
+        def on_exit() -> None:
+            worker.drain()
+            supervisor = reference()
+            if supervisor is not None:
+                supervisor._hear_ended(worker)
+
+        worker.is_serving = True
+        self._was_ready = True
+        if not self._closing.is_set():
+            self._dispatcher.add(worker)
+        baseline = tree_rss(process.python_pid)
+        process.on_exit = on_exit
+        self._post(lambda self: self._hear_ready(worker, baseline))
+        self._tell_changed()
+        if process.has_exited:  # perhaps before it could be told
+            warden().post(on_exit)
+        if self._closing.is_set():
+            worker.hang_up()
+            process.abandon(STOP_GRACE)
+
+    def _hear_ready(self, worker: Worker, baseline: int) -> None:
+        if worker.number in self._workers:
+            self._do(self._policy.ready(worker.number, time.monotonic(), baseline))
+
+    def _hear_failed(self, worker: Worker, error: BaseException) -> None:
+        self._workers.pop(worker.number, None)
+        # What never worked will not work by trying again: the next caller may, and sees why. A crash is another matter.
+        fatal = not isinstance(error, WorkerDied) and not self._was_ready
+        actions = self._policy.failed(worker.number, time.monotonic(), _first_line(error), fatal=fatal)
+        if not self._closing.is_set():
+            logger.warning("%s: a worker could not be started: %s", self._service, _first_line(error))
+        starting = any(not one.is_serving for one in self.workers)
+        if self._dispatcher.serving_since is None and not starting:
+            self._last_error = error
+            self._failures += 1
+            self._dispatcher.fail_waiting(error)
+        self._tell_changed()
+        self._do(actions)
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    def _retire(self, action: Retire) -> None:
+        worker = self._workers.get(action.worker)
+        if worker is None:
+            return
+        if not self._closing.is_set():
+            logger.info("%s: worker pid %d is let go: %s", self._service, worker.pid, action.why)
+        worker.cause = worker.cause or Cause.RETIRED
+        worker.why = worker.why or action.why
+
+        def stop() -> None:
+            worker.on_free = None
+            worker.hang_up()
+            if worker.process is not None:
+                worker.process.kill_after(STOP_GRACE)
+
+        worker.on_free = stop
+        self._dispatcher.retire(worker)
+        worker.check_free()
+        self._tell_changed()
+
+    def _hear_ended(self, worker: Worker) -> None:
+        if self._workers.pop(worker.number, None) is None:
+            return
+        process = worker.process
+        assert process is not None
+        self._dispatcher.ended(worker)
+        cause = worker.cause or (Cause.CRASHED if process.out_of_memory is None else Cause.OUT_OF_MEMORY)
+        reason = worker.why or _how_it_ended(worker)
+        if not self._closing.is_set():
+            if cause not in (Cause.RETIRED, Cause.CANCELLED):
+                logger.warning("%s: worker pid %d ended: %s", self._service, process.pid, reason)
+            self._restart_reason = str(cause)
+            self._do(self._policy.ended(worker.number, time.monotonic(), cause, reason))
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:500]
+
+
+def _how_it_ended(worker: Worker) -> str:
+    process = worker.process
+    assert process is not None
+    if process.out_of_memory is not None:
+        return "it held more memory than it may"
+    if process.signal is not None:
+        return f"killed by signal {process.signal}"
+    return f"exited with code {process.exit_code}"
