@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from _thread import start_new_thread
 
-from . import lifeline, wire
+from . import lifeline, logs, wire
 from .errors import RemoteProtocolError
 from .outbox import Outbox
 
@@ -57,6 +57,8 @@ class Control:
     def _handle(self, frame: wire.Frame) -> None:
         if frame.kind == wire.PING:
             self.outbox.send(wire.PONG, frame.call_id)
+            if len(frame.payload) == wire.PING_PAYLOAD.size:
+                logs.follow_level(*wire.PING_PAYLOAD.unpack(frame.payload))
         elif frame.kind == wire.CANCEL:
             index, force = wire.CANCEL_PAYLOAD.unpack_from(frame.payload)
             self.on_cancel(index, frame.call_id, not force)

@@ -89,6 +89,15 @@ def set_level(level: int) -> None:
             root.setLevel(level)
 
 
+def follow_level(level: int) -> None:
+    """The host says, now and then, what its logger lets through. Never raises: user code may have changed logging."""
+    if level != _state.level:
+        try:
+            set_level(level)
+        except Exception:
+            pass  # the next record is sent by the level as it is known
+
+
 # -- when logging is imported --------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,8 @@ MAX_BUFFER = 1 << 36
 MAX_FRAME = 1 << 37
 MAX_DEPTH = 250  # of nested calls
 
+# Payload of PING: the level from which on the host's logger lets records of this worker through.
+PING_PAYLOAD = Struct("<i")
 # Payload of CANCEL: index of the data connection, and 1 to interrupt also what asks for cancellation by itself.
 CANCEL_PAYLOAD = Struct("<IB")
 # Payload of RELEASE: pairs of the number of a lent object and how often it was received.

@@ -161,7 +161,7 @@ class Worker:
             "entry": dict(plan.entry),
             "sys_path": list(plan.sys_path),
             "watch": dict(plan.environment.modules),
-            "log_level": logging.getLogger(f"atoll.worker.{plan.service}").getEffectiveLevel(),
+            "log_level": self._log_level(),
         }
         try:
             frame = self._load(channel, load, deadline)
@@ -249,10 +249,13 @@ class Worker:
             self._outbox.send(kind, call_id, payload)
 
     def ping(self) -> None:
-        """Ask for a sign of life."""
+        """Ask for a sign of life, and say from which level on log records are wanted, which may have changed."""
         if self.ping_sent_at is None:
             self.ping_sent_at = time.monotonic()
-        self._send(wire.PING, 0)
+        self._send(wire.PING, 0, wire.PING_PAYLOAD.pack(self._log_level()))
+
+    def _log_level(self) -> int:
+        return logging.getLogger(f"atoll.worker.{self.service}").getEffectiveLevel()
 
     def cancel(self, channel: Channel, number: int, force: bool) -> None:
         """Ask for a call to end; with ``force``, have it interrupted."""
