@@ -118,7 +118,10 @@ class RemoteIterator(Proxy):
         return self._inlet.next(self._fetch)
 
     def _fetch(self, maximum: int) -> Any:
-        return self._lending.invoke(self._number, "take", (maximum,), {})
+        batch = self._lending.invoke(self._number, "take", (maximum,), {})
+        if batch[1]:
+            self._let_go()  # it has ended over there
+        return batch
 
     def __aiter__(self) -> RemoteIterator:
         return self

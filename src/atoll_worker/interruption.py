@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .channel import Channel
 
 
+_FOLDER = __file__.rpartition("/")[0]
+_NOT_HERE = tuple(f"{_FOLDER}/{name}.py" for name in ("outbox", "references", "logs"))
+
+
 def _signal_number() -> Optional[int]:
     """A realtime signal, which programs seldom use; None where there are none, or Python is not 3.9+ on a Unix."""
     import _signal  # type: ignore[import-not-found]  # `signal` would import `enum`
@@ -61,7 +65,12 @@ class MainThread:
         if not channel.in_user_code:
             if channel.call_number == 0:
                 channel.do_pending()
-        elif channel.interrupted_call and channel.interrupted_call == channel.call_number:
+        elif (
+            channel.interrupted_call
+            and channel.interrupted_call == channel.call_number
+            # A frame on the control connection must not be cut, nor a lock be left taken. The host asks again.
+            and frame.f_code.co_filename not in _NOT_HERE
+        ):
             channel.interrupted_call = 0
             raise Cancelled("the call was cancelled")
 

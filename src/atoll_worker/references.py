@@ -73,9 +73,13 @@ class Proxy:
         self._received = 1
 
     def __del__(self) -> None:
-        lending = getattr(self, "_lending", None)
-        if lending is not None:
-            lending.forget(self)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give it back now. Idempotent."""
+        received, self._received = getattr(self, "_received", 0), 0
+        if received:
+            self._lending.forget(self, received)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._number} of {self._lending.whose}>"
@@ -326,10 +330,10 @@ class Lending:
                 proxy._received += 1
             return proxy
 
-    def forget(self, proxy: Proxy) -> None:
-        """A proxy was collected."""
+    def forget(self, proxy: Proxy, received: int) -> None:
+        """A proxy was collected, or will not be used any more."""
         # Not under the lock: a collection may happen while this very thread holds it.
         known = self._borrowed.get(proxy._number)
-        if known is not None and known() is None:
+        if known is not None and known() in (None, proxy):
             self._borrowed.pop(proxy._number, None)
-        self.give_back(proxy._number, proxy._received)
+        self.give_back(proxy._number, received)

@@ -14,7 +14,7 @@ from _contextvars import ContextVar
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Optional, Tuple, Type
+    from typing import Any, List, Optional, Tuple, Type
 
 # Longer ones may be dropped, says the recommendation.
 MAX_TRACESTATE = 512
@@ -22,6 +22,9 @@ _MAX_TRACEPARENT = 256
 _HEXADECIMAL = frozenset("0123456789abcdef")
 
 # The headers of the trace that the running code belongs to: traceparent, and tracestate, which may be empty.
+# Not empty once some call belonged to a trace: who never traces pays for one look.
+in_use: List[bool] = []
+
 current_headers: ContextVar[Optional[Tuple[str, str]]] = ContextVar("atoll_trace", default=None)
 
 
@@ -71,6 +74,7 @@ class use:
     def __init__(self, traceparent: Optional[str], tracestate: Optional[str] = None) -> None:
         self._ids = parse(traceparent)
         self._headers = None
+        in_use[:] = (True,)
         if self._ids is not None:
             assert traceparent is not None
             self._headers = (traceparent, clean_tracestate(tracestate))

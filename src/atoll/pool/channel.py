@@ -33,7 +33,8 @@ class Channel:
         worker: whose it is.
         index: which of the worker's connections it is.
         retired: it is to take no further call.
-        owner: who has it: a thread's identifier, or an event loop.
+        owner: the event loop whose task has it; None if a thread has it, or nobody.
+        look_at: once this many calls were answered, the supervisor wants to know.
         on_progress: what the caller wants to be told with; None for nothing.
     """
 
@@ -43,6 +44,7 @@ class Channel:
         "decoder",
         "encoder",
         "index",
+        "look_at",
         "on_progress",
         "owner",
         "retired",
@@ -61,6 +63,7 @@ class Channel:
         self.owner: object = None
         self.on_progress: Callable[[float, float | None, str | None], object] | None = None
         self.calls = 0
+        self.look_at = 1 << 62
         self.used_at = 0.0
 
     @property

@@ -11,6 +11,7 @@ What does not belong here: starting workers (``supervisor``), and what is done w
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -41,24 +42,26 @@ class _Waiter:
 
     Args:
         wake: wakes the one who waits; raises RuntimeError if nobody is there any more.
-        owner: the event loop it waits on, or the identifier of its thread.
+        owner: the event loop it waits on, if it is a task.
         worker: the worker that it needs a channel of; None for any.
+        ticket: says who came first.
     """
 
-    __slots__ = ("abandoned", "lock", "outcome", "owner", "wake", "worker")
+    __slots__ = ("abandoned", "lock", "outcome", "owner", "ticket", "wake", "worker")
 
-    def __init__(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> None:
+    def __init__(self, wake: Callable[[], object], owner: object, worker: Worker | None, ticket: int) -> None:
         self.wake = wake
         self.owner = owner
         self.worker = worker
+        self.ticket = ticket
         self.outcome: Channel | BaseException | None = None
         self.abandoned = False
         self.lock = threading.Lock()
 
     def grant(self, outcome: Channel | BaseException) -> bool:
-        """False if it gave up before."""
+        """False if it gave up before, or was told something else."""
         with self.lock:
-            if self.abandoned:
+            if self.abandoned or self.outcome is not None:
                 return False
             self.outcome = outcome
         try:
@@ -100,7 +103,12 @@ class Dispatcher:
         self._workers: list[Worker] = []
         self._most_waiting = most_waiting
         self._wanted = wanted
-        self._lock = threading.Lock()
+        # The same waiters as `queue`, apart: whoever is next is found at once, however many wait.
+        self._for_any: deque[_Waiter] = deque()
+        self._for_certain: deque[_Waiter] = deque()
+        self._tickets = itertools.count()
+        # Reentrant: a signal handler may call the service while its thread is in here.
+        self._lock = threading.RLock()
 
     # -- workers ---------------------------------------------------------------------------------------------
 
@@ -135,6 +143,7 @@ class Dispatcher:
                 channel.retired = True
         for channel in worker.channels:
             self.drop_idle(channel)  # a busy one is left out by `give`
+        self.pass_on()  # to those who need this very one: they found nothing while a channel was in our hands
 
     def ended(self, worker: Worker) -> None:
         """The worker is gone, and those who need this very one are told."""
@@ -159,11 +168,19 @@ class Dispatcher:
                 free[id(channel.worker)] = free.get(id(channel.worker), 0) + 1
             # max() prefers the first, and the list ends with the channel used last.
             chosen = max(reversed(idle.copy()), key=lambda channel: free[id(channel.worker)])
-            idle.remove(chosen)
+            try:
+                idle.remove(chosen)
+            except ValueError:  # its worker was retired just now
+                return self._take_least_loaded()
             return chosen
 
     def give(self, channel: Channel) -> None:
         """A call is through."""
+        self._put_back(channel)
+        if self.queue:
+            self.pass_on()
+
+    def _put_back(self, channel: Channel) -> None:
         was_retired = channel.retired
         if was_retired:
             channel.worker.let_go(channel)
@@ -171,8 +188,6 @@ class Dispatcher:
             self.put(channel)
             if channel.retired:  # it was between the two lines above
                 self.drop_idle(channel)
-        if self.queue:
-            self.pass_on()
 
     def drop_idle(self, channel: Channel) -> None:
         """A channel that is not to be taken any more, if it lies among the idle ones."""
@@ -184,7 +199,6 @@ class Dispatcher:
 
     def enter(
         self,
-        owner: int,
         entered: float,
         timeout: float | None,
         worker: Worker | None = None,
@@ -193,7 +207,6 @@ class Dispatcher:
         """Wait for a channel, on the calling thread.
 
         Args:
-            owner: identifier of the thread.
             entered: ``time.monotonic()`` when it came.
             timeout: seconds it may wait while there are workers; waiting for the first one to start does not count.
             worker: the worker it needs a channel of; None for any.
@@ -205,11 +218,12 @@ class Dispatcher:
         """
         turn = threading.Lock()
         turn.acquire()
-        waiter = self._join(turn.release, owner, worker)
+        waiter = self._join(turn.release, None, worker)
         try:
             while True:
                 left = self._left(entered, timeout)
-                if turn.acquire(timeout=_LONG if left is None else max(0.0, min(left, _LONG))):
+                turn.acquire(timeout=_LONG if left is None else max(0.0, min(left, _LONG)))
+                if waiter.outcome is not None:  # also if whoever granted it was interrupted before it could wake us
                     return waiter.result()
                 if left is not None and left <= 0:
                     break
@@ -237,7 +251,7 @@ class Dispatcher:
             while True:
                 left = self._left(entered, timeout)
                 await asyncio.wait((turn,), timeout=1.0 if left is None else max(0.0, min(left, 1.0)))
-                if turn.done():
+                if waiter.outcome is not None:
                     return waiter.result()
                 if left is not None and left <= 0:
                     break
@@ -247,17 +261,30 @@ class Dispatcher:
         return self._too_late(waiter)
 
     def _join(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> _Waiter:
-        if worker is None and len(self.queue) >= self._most_waiting:
-            raise QueueIsFull
-        waiter = _Waiter(wake, owner, worker)
-        self.queue.append(waiter)
-        if worker is not None:
-            if not worker.alive:
-                self._fail_those_who(lambda one: one is waiter, worker.gone)
-        else:
+        with self._lock:
+            if worker is None:
+                # Somebody must be let in for a first worker to be wanted at all.
+                most = self._most_waiting if self.serving_since is not None else max(1, self._most_waiting)
+                if len(self._for_any) >= most and not (self.idle and not self._for_any):
+                    raise QueueIsFull
+            waiter = _Waiter(wake, owner, worker, next(self._tickets))
+            self.queue.append(waiter)
+            (self._for_any if worker is None else self._for_certain).append(waiter)
+        if worker is None:
             self._wanted()
+        elif not worker.alive:
+            self._fail_those_who(lambda one: one is waiter, worker.gone)
         self.pass_on()
         return waiter
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """It waits no more."""
+        with self._lock:
+            for waiters in (self._for_any if waiter.worker is None else self._for_certain, self.queue):
+                try:
+                    waiters.remove(waiter)
+                except ValueError:
+                    pass
 
     def _left(self, entered: float, timeout: float | None) -> float | None:
         since = self.serving_since
@@ -269,23 +296,17 @@ class Dispatcher:
         channel = waiter.abandon()
         if channel is not None:
             self.give(channel)
-        self._forget(waiter)
+        self._leave(waiter)
 
     def _too_late(self, waiter: _Waiter) -> Channel:
         outcome = waiter.outcome
         channel = waiter.abandon()
         if channel is not None:
             return channel
-        self._forget(waiter)
+        self._leave(waiter)
         if isinstance(outcome, BaseException):
             raise outcome
         raise WaitedTooLong
-
-    def _forget(self, waiter: _Waiter) -> None:
-        try:
-            self.queue.remove(waiter)
-        except ValueError:
-            pass
 
     def pass_on(self) -> None:
         """Grant idle channels to those who wait, in order."""
@@ -297,19 +318,15 @@ class Dispatcher:
             waiter, channel = pair
             channel.owner = waiter.owner
             if not waiter.grant(channel):
-                self.give(channel)
+                self._put_back(channel)
 
     def _match(self) -> tuple[_Waiter, Channel] | None:
-        for waiter in tuple(self.queue):
+        waiters = sorted([*self._for_certain, *itertools.islice(self._for_any, 1)], key=lambda waiter: waiter.ticket)
+        for waiter in waiters:
             channel = self._find(waiter.worker)
-            if channel is None:
-                continue
-            try:
-                self.queue.remove(waiter)
-            except ValueError:  # it gave up
-                (channel.worker.spare if channel.retired else self.idle).append(channel)
-                continue
-            return waiter, channel
+            if channel is not None:
+                self._leave(waiter)
+                return waiter, channel
         return None
 
     def _find(self, worker: Worker | None) -> Channel | None:
@@ -337,16 +354,14 @@ class Dispatcher:
         self._fail_those_who(lambda waiter: waiter.worker is None, lambda: error)
 
     def _fail_those_who(self, chosen: Callable[[_Waiter], bool], error: Callable[[], BaseException]) -> None:
-        for waiter in tuple(self.queue):
-            if chosen(waiter):
-                try:
-                    self.queue.remove(waiter)
-                except ValueError:
-                    continue  # granted meanwhile, or it gave up
-                waiter.grant(error())
+        with self._lock:
+            failed = [waiter for waiter in self.queue if chosen(waiter)]
+            for waiter in failed:
+                self._leave(waiter)
+        for waiter in failed:
+            waiter.grant(error())
 
-    def all_owned_by(self, owners: tuple[object, ...]) -> bool:
-        """Whether every channel there is was taken by one of these: then none would ever come."""
+    def busy(self) -> list[Channel]:
+        """The channels of the present workers that somebody has taken."""
         idle = self.idle.copy()
-        channels = [channel for worker in self.workers for channel in worker.channels]
-        return bool(channels) and all(channel not in idle and channel.owner in owners for channel in channels)
+        return [channel for worker in self.workers for channel in worker.channels if channel not in idle]

@@ -33,7 +33,7 @@ BOUNDS = (
 # Each bucket in this many equal steps of the logarithm, for quantiles. A step is at most 2.5 ** (1 / 8), 12 %, wide.
 _STEPS = 8
 # Durations put aside before they are sorted in; some 30 microseconds' work at a time.
-_BATCH = 256
+BATCH = 256
 # The recent past is this many parts of this many seconds each: between 50 and 60 seconds.
 _PARTS = 6
 _PART_SECONDS = 10.0
@@ -115,19 +115,22 @@ class Snapshot(NamedTuple):
 
 
 class Series:
-    """How long the calls of one function with one outcome took."""
+    """How long the calls of one function with one outcome took.
 
-    __slots__ = ("_counts", "_lock", "_parts", "_pending", "_put_aside", "_sum", "_turn")
+    What is public beside the methods is for the path of a call, which inlines ``observe``.
+    """
+
+    __slots__ = ("_counts", "_lock", "_parts", "_sum", "pending", "put_aside", "turn")
 
     def __init__(self) -> None:
-        self._pending: list[float] = []
-        self._put_aside = self._pending.append
+        self.pending: list[float] = []
+        self.put_aside = self.pending.append
         # Calls never wait for it, so that one made by a finalizer in the middle of sorting does not wait for itself.
         self._lock = threading.RLock()
         self._sum = 0.0
         self._counts: dict[int, int] = {}  # of all time, by fine bucket; most are empty
         self._parts: list[dict[int, int]] = [{} for _ in range(_PARTS)]  # of the recent past, the present part first
-        self._turn = -math.inf  # when the present part ends
+        self.turn = -math.inf  # when the present part ends
 
     def observe(self, seconds: float, ended: float) -> None:
         """Count a call. From any thread; never waits.
@@ -136,20 +139,20 @@ class Series:
             seconds: how long it took.
             ended: when it ended, by ``time.monotonic()``.
         """
-        if ended >= self._turn:
-            self._fold(ended, False)  # what was put aside before belongs to the part that is over
+        if ended >= self.turn:
+            self.fold(ended, False)  # what was put aside before belongs to the part that is over
         # Appending, and cutting off the beginning, are atomic each: whatever another thread appends meanwhile stays.
-        self._put_aside(seconds)
-        if len(self._pending) >= _BATCH:
-            self._fold(ended, False)
+        self.put_aside(seconds)
+        if len(self.pending) >= BATCH:
+            self.fold(ended, False)
 
-    def _fold(self, now: float, wait: bool) -> None:
+    def fold(self, now: float, wait: bool = False) -> None:
         """Sort in what was put aside, and begin another part if the present one is over. Does nothing if another thread
         is at it and ``wait`` is false."""
         if not self._lock.acquire(wait):
             return
         try:
-            pending = self._pending
+            pending = self.pending
             chunk = pending[:]
             del pending[: len(chunk)]
             if chunk:
@@ -157,18 +160,18 @@ class Series:
                 _add(self._parts[0], counted)
                 _add(self._counts, counted)
                 self._sum += sum(chunk)
-            if now >= self._turn:
-                over = _PARTS if self._turn == -math.inf else int((now - self._turn) / _PART_SECONDS) + 1
+            if now >= self.turn:
+                over = _PARTS if self.turn == -math.inf else int((now - self.turn) / _PART_SECONDS) + 1
                 for _ in range(min(over, _PARTS)):
                     self._parts.insert(0, {})
                     self._parts.pop()
-                self._turn = now + _PART_SECONDS if over >= _PARTS else self._turn + over * _PART_SECONDS
+                self.turn = now + _PART_SECONDS if over >= _PARTS else self.turn + over * _PART_SECONDS
         finally:
             self._lock.release()
 
     def distribution(self, now: float) -> Distribution:
         """Of all time."""
-        self._fold(now, True)
+        self.fold(now, True)
         with self._lock:
             counts, total = dict(self._counts), self._sum
         coarse = [0] * (len(BOUNDS) + 1)
@@ -183,7 +186,7 @@ class Series:
 
     def recent(self, now: float) -> dict[int, int]:
         """Calls of the recent past, by fine bucket."""
-        self._fold(now, True)
+        self.fold(now, True)
         merged: dict[int, int] = {}
         with self._lock:
             for part in self._parts:

@@ -29,6 +29,7 @@ from atoll_worker.context import MAP, WITH_META
 from atoll_worker.errors import LocalProtocolError, RemoteError
 from atoll_worker.references import INVOKE
 from atoll_worker.service import DESCRIBE
+from atoll_worker.tracing import in_use
 from atoll_worker.values import explain_unencodable
 
 from ..errors import (
@@ -47,12 +48,13 @@ from ..errors import (
 from . import tracing
 from .channel import Channel, Nesting, nesting
 from .dispatcher import Dispatcher, QueueIsFull, WaitedTooLong
-from .metrics import Latency, Metric, PoolMetrics
+from .metrics import BATCH, Latency, Metric, PoolMetrics, Series
 from .settings import PoolSettings
 from .stream import Stream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from types import FrameType
 
     from atoll_worker.connection import Reply
     from atoll_worker.wire import Bytes
@@ -67,7 +69,10 @@ if TYPE_CHECKING:
 _PICKLE = wire.PICKLE
 _RESULT = wire.RESULT
 _CALL = wire.CALL
+_OK = "ok"
 _clock = time.monotonic
+_modules = sys.modules
+_traced = in_use
 
 # Seconds that workers get to tear down and exit when their service is closed.
 STOP_GRACE = 3.0
@@ -75,6 +80,9 @@ STOP_GRACE = 3.0
 _PATIENT_ABOVE = 0.0002
 # Seconds of work that one batch of `map` is at most, if its items are shorter.
 BATCH_SECONDS = 0.05
+
+# Calls that are no function's of the service: not counted, so that metrics show the user's names alone.
+_UNCOUNTED = (DESCRIBE, INVOKE)
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -92,8 +100,6 @@ class Pool:
         self.service = service
         self._make_plan = plan
         self.settings = settings
-        self._metrics = PoolMetrics(service)
-        self._observed = self._metrics.calls
         self._at_close: list[Callable[[], None]] = []
         self._slow: set[str] = set()  # functions that are waited for asleep
         self._closed = False
@@ -103,9 +109,12 @@ class Pool:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        # New in a forked child too: another thread of the parent may have been counting.
+        self._metrics = PoolMetrics(self.service)
+        self._observed = self._metrics.calls
+        self._ok: dict[str, Series] = {}  # of the calls that ended well, by function
         self._dispatcher = Dispatcher(self.settings.concurrency, self.settings.max_queue, self._want)
         self._supervisor: Supervisor | None = None
-        self._look_at_calls = 1 << 62
 
     # -- workers ---------------------------------------------------------------------------------------------
 
@@ -127,7 +136,6 @@ class Pool:
                         self._metrics,
                         _lending_maker(weakref.ref(self), self.service, self.settings.objects),
                     )
-                    self._look_at_calls = supervisor.look_at_calls
         return supervisor
 
     def _want(self) -> None:
@@ -204,28 +212,31 @@ class Pool:
             FunctionNotFound, ServiceClosed: as they say.
         """
         began = _clock()
-        trace = tracing.begin(self.service, function)
-        if trace is not None or options is not None or worker is not None or nesting.get() is not None:
-            return self._call_slowly(function, args, kwargs, timeout, options, worker, trace)
+        if (
+            options is not None
+            or worker is not None
+            or _traced
+            or "opentelemetry.trace" in _modules
+            or nesting.get() is not None
+        ):
+            return self._call_slowly(function, args, kwargs, timeout, options, worker)
         dispatcher = self._dispatcher
+        ok = self._ok
         outcome = "refused"
         channel: Channel | None = None
         try:
             # The same as _enter(), inline.
             try:
-                if dispatcher.queue or self._closed:
+                if dispatcher.queue:
                     raise IndexError
                 channel = dispatcher.take()
-                channel.owner = get_ident()
+                if channel.worker.process.has_exited:  # type: ignore[union-attr]
+                    channel.retired = True
+                    dispatcher.give(channel)
+                    channel = None
+                    raise IndexError
             except IndexError:
                 channel = self._enter(function, began, timeout, None)
-            one = channel.worker
-            if one.process.has_exited:  # type: ignore[union-attr]
-                channel.retired = True
-                dispatcher.give(channel)
-                channel = None
-                channel = self._enter(function, began, timeout, None)
-                one = channel.worker
             encoder = channel.encoder
             payload: Bytes
             buffers: Sequence[Bytes]
@@ -249,10 +260,10 @@ class Pool:
                 attempt = _Attempt(self, function, args, kwargs, timeout, None, None, None)
                 self._raise_broken(error, channel, attempt)
             channel.calls += 1
-            if channel.calls >= self._look_at_calls or one.unproven:
-                self._account(one)
+            if channel.calls >= channel.look_at:
+                self._account(channel.worker)
             if kind == _RESULT:
-                outcome = "ok"
+                outcome = _OK
                 decoder = channel.decoder
             else:
                 outcome = "error"
@@ -275,7 +286,18 @@ class Pool:
                         dispatcher.drop_idle(channel)
                 if dispatcher.queue:
                     dispatcher.pass_on()
-            self._observed[function, outcome].observe(ended - began, ended)
+            series = ok.get(function)
+            if series is not None and outcome is _OK:
+                # The same as observe(), inline.
+                if ended >= series.turn:
+                    series.fold(ended)
+                series.put_aside(ended - began)
+                if len(series.pending) >= BATCH:
+                    series.fold(ended)
+            else:
+                self._observed[function, outcome].observe(ended - began, ended)
+                if outcome is _OK:
+                    ok[function] = self._observed[function, outcome]
         result = decoder.decode(payload, buffers)
         if result.__class__ is Stream:
             result.timeout = timeout
@@ -289,10 +311,10 @@ class Pool:
         timeout: float | None,
         options: CallOptions | None,
         worker: Worker | None,
-        trace: tracing.CallTrace | None,
     ) -> Any:
         """``call`` for whatever is not the ordinary case: with options, in a trace, to a certain worker, or from a
         callback."""
+        trace = tracing.begin(self.service, function)
         retries = 0 if options is None else options.retries
         while True:
             attempt = _Attempt(self, function, args, kwargs, timeout, options, worker, trace)
@@ -334,7 +356,7 @@ class Pool:
         """The answer has come."""
         worker = channel.worker
         channel.calls += 1
-        if channel.calls >= self._look_at_calls or worker.unproven:
+        if channel.calls >= channel.look_at:
             self._account(worker)
         if kind != _RESULT:
             self._raise_error(payload, buffers, channel, attempt)
@@ -345,10 +367,11 @@ class Pool:
         return result
 
     def _account(self, worker: Worker) -> None:
+        supervisor = self.supervisor
         if worker.unproven:
-            self.supervisor.succeeded(worker)
-        if worker.calls >= self._look_at_calls:
-            self.supervisor.look(worker)
+            supervisor.succeeded(worker)
+        if worker.calls >= supervisor.look_at_calls:
+            supervisor.look(worker)
 
     async def call_async(
         self,
@@ -409,10 +432,10 @@ class Pool:
     def _enter(self, function: str, began: float, timeout: float | None, worker: Worker | None) -> Channel:
         """Wait for a channel."""
         self._check_enter(worker)
-        thread = get_ident()
+        suspects: set[Channel] = set()
         try:
             while True:
-                channel = self._dispatcher.enter(thread, began, timeout, worker, lambda: self._check_turn(thread))
+                channel = self._dispatcher.enter(began, timeout, worker, lambda: self._check_turn(suspects))
                 if not channel.worker.process.has_exited or worker is not None:  # type: ignore[union-attr]
                     return channel
                 channel.retired = True
@@ -486,24 +509,42 @@ class Pool:
         since = self._dispatcher.serving_since
         return timeout + (began if since is None else max(began, since))
 
-    def _check_turn(self, thread: int) -> None:
+    def _check_turn(self, suspects: set[Channel]) -> None:
         """While waiting long for a channel, on the waiting thread.
+
+        A channel is lost when an exception of a signal handler's, such as Ctrl-C, struck between taking it and taking
+        note of it. Nobody pays for preventing that on the path of a call: such a channel is found here, because no
+        thread's stack holds it, two looks in a row.
+
+        Args:
+            suspects: channels that nobody held at the last look.
 
         Raises:
             AtollError: none would ever come, because whoever has them goes on only after this call.
         """
+        dispatcher = self._dispatcher
+        busy = dispatcher.busy()
+        held = _held_channels()
         asyncio = sys.modules.get("asyncio")
         loop: AbstractEventLoop | None = asyncio._get_running_loop() if asyncio is not None else None
-        if loop is not None and self._dispatcher.all_owned_by((loop, thread)):
+        by_loop = [channel for channel in busy if channel.owner is not None]
+        if loop is not None and busy and all(channel.owner is loop for channel in busy):
             raise AtollError(
                 f"a call of {self.service!r} blocks the event loop that an earlier call of it needs to go on: "
                 "await the .aio() of the function here too"
             )
-        if self._dispatcher.all_owned_by((thread,)):
+        thread = get_ident()
+        if busy and all(held.get(channel) == thread for channel in busy) and not dispatcher.idle:
             raise AtollError(
                 f"a call of {self.service!r} was made in the middle of another one on the same thread, by a "
                 "signal handler or by what a registered class does when it is passed: it would wait for itself"
             )
+        lost = {channel for channel in busy if channel not in held and channel not in by_loop}
+        for channel in lost & suspects:
+            if channel.connection.conversation.state is wire.IDLE:
+                dispatcher.give(channel)
+        suspects.clear()
+        suspects.update(lost)
 
     def _queued_too_long(self, function: str, timeout: float | None) -> CallTimeout:
         return CallTimeout(
@@ -732,7 +773,7 @@ class Pool:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What ``FunctionTable.describe`` says in the worker."""
-        described: dict[str, dict[str, Any]] = self.call(DESCRIBE, (), {}, None)
+        described: dict[str, dict[str, Any]] = self._call_slowly(DESCRIBE, (), {}, None, None, None)
         return described
 
     # -- what is known of it ---------------------------------------------------------------------------------
@@ -815,6 +856,23 @@ def _lending_maker(pool: weakref.ref[Pool], service: str, objects: Mapping[str, 
     from .lending import HostLending
 
     return lambda: HostLending(pool, service, objects)
+
+
+def _held_channels() -> dict[Channel, int]:
+    """The channels that calls in progress hold, and the thread that each is on."""
+    held = {}
+    for thread, innermost in sys._current_frames().items():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code in _HOLDERS:
+                channel = frame.f_locals.get("channel")
+                if channel is not None:
+                    held[channel] = thread
+            frame = frame.f_back
+    return held
+
+
+_HOLDERS = (Pool.call.__code__, Pool._attempt.__code__, Pool._raise_broken.__code__)
 
 
 def _outcome_of(error: BaseException) -> str:
@@ -946,6 +1004,7 @@ class _Attempt:
         if self.kept:
             return
         channel.used_at = _clock()
+        channel.owner = None
         if self.nest is not None:
             self.nest.turn.release()
         else:
@@ -953,7 +1012,8 @@ class _Attempt:
 
     def observe(self, series: Any) -> None:
         ended = _clock()
-        series[self.function, self.outcome].observe(ended - self.began, ended)
+        if self.function not in _UNCOUNTED:
+            series[self.function, self.outcome].observe(ended - self.began, ended)
         if self.trace is not None:
             self.trace.end(self.outcome, self.error)
 

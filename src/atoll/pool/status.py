@@ -12,6 +12,7 @@ from .metrics import Latency, Snapshot
 
 if TYPE_CHECKING:
     from .pool import Pool
+    from .worker import Worker
 
 
 class WorkerStatus(NamedTuple):
@@ -90,7 +91,7 @@ def status_of(pool: Pool) -> PoolStatus:
         workers.append(
             WorkerStatus(
                 pid=worker.pid,
-                state=str(states.get(worker.number, WorkerState.ENDING)),
+                state=str(_state_of(worker, states)),
                 in_flight=pool.in_flight(worker),
                 calls=worker.calls,
                 rss=0 if found is None else found.rss,
@@ -109,6 +110,12 @@ def status_of(pool: Pool) -> PoolStatus:
         latency=overall,
         functions={name: one for name, one in functions.items() if not name.startswith("__")},
     )
+
+
+def _state_of(worker: Worker, states: dict[int, WorkerState]) -> WorkerState:
+    state = states.get(worker.number, WorkerState.ENDING)
+    # It takes calls before the policy has heard of it.
+    return WorkerState.READY if state is WorkerState.STARTING and worker.is_serving else state
 
 
 def snapshot_of(pool: Pool) -> Snapshot:

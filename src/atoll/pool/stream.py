@@ -49,7 +49,10 @@ class Stream(Proxy, Generic[T]):
             return inlet.next(self._fetch)  # type: ignore[no-any-return]
 
     def _fetch(self, maximum: int) -> Any:
-        return self._lending.invoke(self._number, "take", (maximum,), {}, self.timeout)
+        batch = self._lending.invoke(self._number, "take", (maximum,), {}, self.timeout)
+        if batch[1]:
+            self._let_go()  # it has ended over there
+        return batch
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -63,6 +66,8 @@ class Stream(Proxy, Generic[T]):
                 maximum = inlet.appetite()
                 batch = await self._lending.invoke_async(self._number, "take", (maximum,), {}, self.timeout)
                 inlet.arrived(batch)
+                if batch[1]:
+                    self._let_go()
             except BaseException:
                 inlet.ended = True
                 raise

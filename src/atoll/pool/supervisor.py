@@ -131,13 +131,20 @@ class Supervisor:
 
     def succeeded(self, worker: Worker) -> None:
         """A worker that is not proven has answered a call."""
-        worker.unproven = False
+        self._set_unproven(worker, False)
 
         def succeeded(self: Supervisor) -> None:
             self._do(self._policy.succeeded(worker.number, time.monotonic()))
-            worker.unproven = self._policy.state is PoolState.HALF_OPEN
+            if self._policy.state is PoolState.HALF_OPEN:
+                self._set_unproven(worker, True)
 
         self._post(succeeded)
+
+    def _set_unproven(self, worker: Worker, unproven: bool) -> None:
+        """Whether to be told of the next successful call of a worker."""
+        worker.unproven = unproven
+        for channel in worker.channels:
+            channel.look_at = 0 if unproven else self.look_at_calls
 
     def look(self, worker: Worker) -> None:
         """A worker has answered as many calls as it may."""
@@ -274,7 +281,7 @@ class Supervisor:
                     action.reason,
                 )
                 for worker in self.workers:
-                    worker.unproven = True
+                    self._set_unproven(worker, True)
             elif isinstance(action, CloseBreaker):
                 logger.warning("%s: workers serve again", self._service)
         self._refuse_waiting()
@@ -370,6 +377,7 @@ class Supervisor:
 
         worker.is_serving = True
         self._was_ready = True
+        self._set_unproven(worker, True)
         if not self._closing.is_set():
             self._dispatcher.add(worker)
         baseline = tree_rss(process.python_pid)

@@ -15,13 +15,11 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from atoll_worker.tracing import clean_tracestate, current_headers, parse
+from atoll_worker.tracing import clean_tracestate, current_headers, in_use, parse
 
 # What a program set itself. In a worker that is a host in turn, the headers of the call in progress come after it.
 _set_headers: ContextVar[tuple[str, str] | None] = ContextVar("atoll_set_trace", default=None)
 _modules = sys.modules
-# So that nobody pays for looking who never used it.
-_was_set = False
 # The program's tracer provider, and our tracer of it: asking for one takes as long as a call.
 _tracer: tuple[Any, Any] = (None, None)
 
@@ -44,8 +42,7 @@ def traceparent(header: str, tracestate: str = "") -> Iterator[None]:
             f"not a traceparent header: {header!r:.300}; it is written 00-<32 hexadecimal digits>-<16>-<2>, in small "
             "letters, and neither number is zero"
         )
-    global _was_set
-    _was_set = True
+    in_use[:] = (True,)
     token = _set_headers.set((header, clean_tracestate(tracestate)))
     try:
         yield
@@ -66,11 +63,8 @@ def _current() -> tuple[str, str] | None:
             headers = _headers_of(trace.get_current_span())
             if headers is not None:
                 return headers
-    if _was_set:
-        headers = _set_headers.get()
-        if headers is not None:
-            return headers
-    return current_headers.get()
+    headers = _set_headers.get()
+    return current_headers.get() if headers is None else headers
 
 
 def _headers_of(span: Any) -> tuple[str, str] | None:
@@ -117,11 +111,6 @@ class CallTrace:
                 span.set_status(Status(StatusCode.ERROR, outcome if error is None else str(error)[:1000]))
         with contextlib.suppress(Exception):
             span.end()
-
-
-def may_trace() -> bool:
-    """Whether ``begin`` is worth asking: cheap, for the path of every call."""
-    return _was_set or "opentelemetry.trace" in _modules or current_headers.get() is not None
 
 
 def begin(service: str, function: str) -> CallTrace | None:

@@ -94,7 +94,7 @@ class Worker:
         self.idempotent: frozenset[str] = frozenset()
         self.about: dict[str, Any] = {}
         self.is_serving = False
-        self.unproven = True
+        self.unproven = False
         self.cause: Cause | None = None
         self.why = ""
         self.spare: list[Channel] = []
