@@ -113,6 +113,11 @@ class CallTrace:
             span.end()
 
 
+def may_trace() -> bool:
+    """Whether ``begin`` is worth asking. The path of a call inlines this."""
+    return bool(in_use) or "opentelemetry.trace" in _modules
+
+
 def begin(service: str, function: str) -> CallTrace | None:
     """A call begins: None if it belongs to no trace. ``CallTrace.end`` must be called at its end.
 
