@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool as its users see it: side by side, status, scaling, new code, recycling, a full queue, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import atoll
+from client.gates import Callers, Gates
+from conditions import is_gone, until, until_gone
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Gates:
+    return Gates(tmp_path / "gates")
+
+
+def ready(service: atoll.Service) -> list[int]:
+    """Process ids of the workers that take calls."""
+    return [worker.pid for worker in service.status().workers if worker.state == "ready"]
+
+
+# -- several workers -----------------------------------------------------------------------------------------------
+
+
+def test_workers_start_side_by_side(write: Write, tmp_path: Path) -> None:
+    """Each is ready only once all of them run: one after another, none ever would be."""
+    file = write(
+        "meeting.py",
+        """\
+        import os, time
+        from pathlib import Path
+        from atoll_worker import expose
+
+        folder = Path(os.environ["FOLDER"])
+        (folder / f"met-{os.getpid()}").touch()
+        while len(list(folder.glob("met-*"))) < 3:
+            time.sleep(0.002)
+
+        @expose
+        def whoami():
+            return os.getpid()
+        """,
+    )
+    with atoll.Service(file, workers=3, env_vars={"FOLDER": str(tmp_path)}, start_timeout=30) as service:
+        assert len(set(ready(service))) == 3
+        assert service.whoami() in ready(service)
+        assert service.pid in ready(service)
+
+
+def test_calls_run_side_by_side_and_a_worker_takes_one_at_a_time(gates: Gates) -> None:
+    with atoll.Service(gates.file, workers=3, **gates.options) as service:
+        calls = [service.function("meet").submit(3) for _ in range(3)]
+        assert sorted(call.result(30) for call in calls) == sorted(ready(service))
+
+
+def test_without_start_the_first_call_starts_them(gates: Gates) -> None:
+    service = atoll.Service(gates.file, workers=2, **gates.options)
+    assert service.status().state == "new"
+    assert service.status().workers == ()
+    assert service.echo(1) == 1
+    until(lambda: len(ready(service)) == 2)
+    service.close()
+    assert service.status().state == "closed"
+
+
+def test_status(gates: Gates) -> None:
+    with atoll.Service(gates.file, workers=2, **gates.options) as service:
+        held = [service.function("hold").submit() for _ in range(2)]
+        until(lambda: gates.held == 2)
+        queued = service.function("whoami").submit()
+        direct = Callers(1, service.whoami)
+        with direct:
+            until(lambda: service.status().queue == 1)
+            status = service.status()
+            gates.open()
+        assert (status.service, status.state, status.in_flight, status.restarts) == ("gated", "running", 2, 0)
+        assert {call.result(30) for call in held} == {worker.pid for worker in status.workers}
+        assert queued.result(30) in ready(service)
+        for worker in status.workers:
+            assert (worker.state, worker.in_flight) == ("ready", 1)
+            assert worker.rss > 1_000_000
+            assert worker.cpu > 0
+            assert worker.age > 0
+        text = str(status)
+        assert text.startswith("gated: running, 2 workers, 2 calls in flight, 1 waiting, 0 restarts\n")
+        assert all(f"pid {worker.pid}: ready, 1 in flight" in text for worker in status.workers)
+        until(lambda: service.status().in_flight == 0)
+        after = service.status()
+        assert sum(worker.calls for worker in after.workers) == 3 + len(direct.results)
+        assert after.queue == 0
+
+
+def test_latency_by_function(gates: Gates) -> None:
+    with atoll.Service(gates.file, **gates.options) as service:
+        assert service.status().latency == (0, None, None, None)
+        for _ in range(99):
+            service.echo(1)
+        service.sleep(0.3)
+        service.sleep(0.3)
+        with contextlib.suppress(ValueError):
+            service.fail()
+        assert list(service.functions)
+        latency, functions = service.status().latency, service.status().functions
+        assert set(functions) == {"echo", "sleep", "fail"}
+        assert latency.calls == 102
+        assert functions["echo"].calls == 99
+        assert latency.p50 is not None
+        assert latency.p95 is not None
+        assert latency.p99 is not None
+        assert 0 < latency.p50 <= latency.p95 <= latency.p99
+        slow = functions["sleep"].p50
+        assert slow is not None
+        assert slow > 0.25
+
+
+def test_a_proxy_and_a_map_are_counted_under_the_users_names(gates: Gates) -> None:
+    with atoll.Service(gates.file, **gates.options) as service:
+        assert [number for number, _ in service.count(5)] == list(range(5))
+        assert list(service.echo.map([1, 2])) == [1, 2]
+        names = {
+            sample.labels["function"]
+            for metric in service.metrics()
+            for sample in metric.samples
+            if "function" in sample.labels
+        }
+        assert names == {"count", "echo"}
+        assert service.status().functions.keys() == names
+
+
+# -- scaling -------------------------------------------------------------------------------------------------------
+
+
+def test_it_grows_under_load_and_shrinks_to_zero_and_begins_anew(gates: Gates) -> None:
+    with atoll.Service(gates.file, **gates.options) as service:
+        first = service.pid
+        service.scale(min=0, max=3, idle=0.3)
+        calls = [service.function("hold").submit() for _ in range(6)]
+        until(lambda: gates.held == 3)
+        assert len(service.status().workers) == 3  # and no more than that, though six calls wait
+        gates.open()
+        pids = {call.result(30) for call in calls}
+        assert len(pids) == 3
+        assert first in pids
+        until(lambda: not service.status().workers)
+        until_gone(*pids)
+        assert service.pid is None
+        assert service.whoami() not in pids
+        assert service.status().restarts == 0
+
+
+def test_a_minimum_is_started_at_once_and_kept(gates: Gates) -> None:
+    with atoll.Service(gates.file, **gates.options) as service:
+        service.scale(min=3, max=4, idle=0.1)
+        until(lambda: len(ready(service)) == 3)
+        service.scale(min=1, max=2)
+        until(lambda: len(service.status().workers) == 1)
+        assert service.whoami() in ready(service)
+
+
+@pytest.mark.parametrize("bounds", [(-1, 2), (2, 1), (0, 0)])
+def test_bounds_that_are_none(gates: Gates, bounds: tuple[int, int]) -> None:
+    service = atoll.Service(gates.file, **gates.options)
+    with pytest.raises(atoll.ManifestError, match="expected 0 <= min <= max"):
+        service.scale(*bounds)
+
+
+def test_scaling_down_lets_a_call_that_runs_end(gates: Gates) -> None:
+    with atoll.Service(gates.file, workers=3, **gates.options) as service:
+        calls = [service.function("hold").submit() for _ in range(3)]
+        until(lambda: gates.held == 3)
+        pids = ready(service)
+        service.scale(min=1, max=1)
+        until(lambda: len(ready(service)) == 1)
+        gates.open()
+        assert sorted(call.result(30) for call in calls) == sorted(pids)
+        until(lambda: len(service.status().workers) == 1)
+
+
+# -- new code ------------------------------------------------------------------------------------------------------
+
+# The versions differ in length: what Python keeps of a compiled file is told by size and second.
+VERSION = """\
+import os, time
+from atoll_worker import expose
+
+@expose
+def version():
+    return NUMBER
+
+@expose
+def count(number):
+    for one in range(number):
+        yield NUMBER
+"""
+
+
+def test_reload_brings_new_code_and_fails_no_call(write: Write) -> None:
+    file = write("versioned.py", VERSION.replace("NUMBER", "1"))
+    with atoll.Service(file, workers=2) as service:
+        old = ready(service)
+        # The end of a stream is not fetched yet: more items than come with its first batches.
+        stream = iter(service.count(3000))
+        assert next(stream) == 1
+        with Callers(8, service.version) as callers:
+            until(lambda: len(callers.results) > 50)
+            write("versioned.py", VERSION.replace("NUMBER", "2  # new"))
+            service.reload(timeout=60)
+            done = len(callers.results)
+            assert service.version() == 2
+            until(lambda: len(callers.results) > done + 50)
+        assert not callers.errors
+        assert set(callers.results) == {1, 2}
+        assert set(callers.results[done + 16 :]) == {2}
+        assert list(stream) == [1] * 2999
+        until_gone(*old)
+        assert len(ready(service)) == 2
+        assert not set(ready(service)) & set(old)
+        assert service.status().restarts == 0
+
+
+def test_bad_new_code_is_an_error_and_the_old_workers_go_on(write: Write) -> None:
+    file = write("versioned.py", VERSION.replace("NUMBER", "1"))
+    with atoll.Service(file, workers=2) as service:
+        old = ready(service)
+        for text, words in (("1 / 0", "ZeroDivisionError"), ("def", "SyntaxError")):
+            write("versioned.py", text)
+            with pytest.raises(atoll.WorkerStartError, match=words):
+                service.reload(timeout=60)
+            assert [service.version() for _ in range(5)] == [1] * 5
+            assert ready(service) == old
+        write("versioned.py", VERSION.replace("NUMBER", "3  # mended"))
+        service.reload(timeout=60)
+        assert [service.version() for _ in range(5)] == [3] * 5
+        until_gone(*old)
+
+
+def test_reload_before_the_first_call_and_after_the_end(gates: Gates) -> None:
+    service = atoll.Service(gates.file, **gates.options)
+    service.reload(timeout=60)
+    assert service.echo(1) == 1
+    service.close()
+    with pytest.raises(atoll.ServiceClosed):
+        service.reload(timeout=60)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_reload_reads_the_header_anew(write: Write) -> None:
+    text = """\
+        # /// script
+        # dependencies = ["idna==VERSION"]
+        # ///
+        import idna
+        from atoll_worker import expose
+
+        @expose
+        def version():
+            return idna.__version__
+        """
+    file = write("headed.py", text.replace("VERSION", "3.6"))
+    with atoll.Service(file) as service:
+        assert service.version() == "3.6"
+        write("headed.py", text.replace("VERSION", "3.7"))
+        with Callers(2, service.version) as callers:
+            service.reload(timeout=120)
+        assert service.version() == "3.7"
+        assert not callers.errors
+        assert set(callers.results) <= {"3.6", "3.7"}
+
+
+# -- recycling -----------------------------------------------------------------------------------------------------
+
+
+def replaced_first(gates: Gates) -> bool:
+    """Whether each worker was ready before the one it replaced was torn down, by what they noted."""
+    born = [pid for word, pid in gates.notes if word == "ready"]
+    notes = gates.notes
+    return all(
+        notes.index(("ready", new)) < notes.index(("torn down", old))
+        for old, new in pairwise(born)
+        if ("torn down", old) in notes
+    )
+
+
+def test_recycling_after_so_many_calls(gates: Gates) -> None:
+    with atoll.Service(gates.file, recycle=atoll.Recycle(calls=20), **gates.options) as service:
+        with Callers(4, service.whoami) as callers:
+            until(lambda: len(set(callers.results)) >= 4, within=60)
+        assert not callers.errors
+        until(lambda: len(service.status().workers) == 1)
+        assert service.status().restarts == 0
+        assert replaced_first(gates)
+
+
+def test_recycling_at_an_age(gates: Gates) -> None:
+    with atoll.Service(gates.file, recycle={"age": 0.3}, **gates.options) as service:
+        first = service.whoami()
+        with Callers(2, service.whoami) as callers:
+            until(lambda: len(set(callers.results)) >= 3, within=60)
+        assert not callers.errors
+        until_gone(first)
+        assert replaced_first(gates)
+
+
+def test_recycling_when_memory_has_grown(gates: Gates) -> None:
+    with atoll.Service(gates.file, recycle={"memory_growth": "30MB"}, **gates.options) as service:
+        first = service.whoami()
+        service.grow(60_000_000)
+        with Callers(2, service.whoami) as callers:
+            until(lambda: set(callers.results) - {first}, within=60)
+        assert not callers.errors
+        until_gone(first)
+        assert replaced_first(gates)
+
+
+def test_a_worker_that_cannot_be_replaced_goes_on(write: Write) -> None:
+    file = write("versioned.py", VERSION.replace("NUMBER", "1"))
+    with atoll.Service(file, recycle={"calls": 5}) as service:
+        first = service.pid
+        file.write_text("1 / 0")
+        with Callers(2, service.version) as callers:
+            until(lambda: len(callers.results) > 300)
+        assert not callers.errors
+        assert ready(service) == [first]
+
+
+# -- a full queue --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_at_once_however_one_calls(gates: Gates) -> None:
+    with atoll.Service(gates.file, max_queue=1, **gates.options) as service:
+        with Callers(1, service.hold) as holding:
+            until(lambda: gates.held == 1)
+            with Callers(1, service.whoami) as waiting:
+                until(lambda: service.status().queue == 1)
+                expected = "gated.whoami was not queued: 1 calls wait for a worker already, and max_queue=1 allows no"
+                with pytest.raises(atoll.QueueFull, match=expected):
+                    service.whoami()
+                with pytest.raises(atoll.QueueFull, match=expected):
+                    asyncio.run(service.whoami.aio())
+                with pytest.raises(atoll.QueueFull, match=expected):
+                    service.whoami.submit().result(30)
+                gates.open()
+                until(lambda: waiting.results)
+        assert set(holding.results) == set(waiting.results) == {service.pid}
+        assert not holding.errors
+        assert service.whoami() == service.pid
+
+
+def test_submitting_more_than_may_wait(gates: Gates) -> None:
+    with atoll.Service(gates.file, max_queue=2, **gates.options) as service:
+        calls = [service.hold.submit()]
+        until(lambda: gates.held == 1)
+        calls += [service.hold.submit(), service.hold.submit()]
+        with pytest.raises(atoll.QueueFull, match="max_queue=2 allows no more"):
+            service.hold.submit()
+        gates.open()
+        assert [call.result(30) for call in calls] == [service.pid] * 3
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_closing_during_load(gates: Gates) -> None:
+    """Every call gets its result, or is told that the service is closed; none hangs."""
+    service = atoll.Service(gates.file, workers=2, **gates.options)
+    service.start()
+    pids = ready(service)
+
+    def call() -> int:
+        return service.echo(5)  # type: ignore[no-any-return]
+
+    with Callers(8, call) as callers:
+        until(lambda: len(callers.results) > 100)
+        service.close()
+        assert all(is_gone(pid) for pid in pids)
+        until(lambda: len(callers.errors) >= 8)
+    assert set(callers.results) == {5}
+    assert {type(error) for error in callers.errors} == {atoll.ServiceClosed}
+    assert sorted(gates.notes[2:]) == sorted(("torn down", pid) for pid in pids)
+
+
+def test_closing_while_workers_start(gates: Gates) -> None:
+    service = atoll.Service(gates.file, workers=3, **gates.options)
+    call = service.whoami.submit()
+    until(lambda: service.status().workers)
+    service.close()
+    error = call.exception(30)
+    assert error is None or isinstance(error, atoll.ServiceClosed)
+    until(lambda: not service.status().workers)
+
+
+def test_with_starts_and_closes(gates: Gates) -> None:
+    with atoll.Service(gates.file, workers=2, **gates.options) as service:
+        pids = ready(service)
+        assert len(pids) == 2
+    assert all(is_gone(pid) for pid in pids)
+    with pytest.raises(atoll.ServiceClosed):
+        service.whoami()
+    with pytest.raises(atoll.ServiceClosed):
+        service.start()
