@@ -105,13 +105,18 @@ def program_of(document: Path) -> list[Block]:
     return [block for block in blocks_of(document) if block.language == "python" and block.file is None]
 
 
-@pytest.mark.parametrize("document", [one for one in DOCUMENTS if program_of(one)], ids=lambda path: path.name)
-def test_a_document(document: Path, tmp_path: Path) -> None:
+def write_files(document: Path, folder: Path) -> None:
+    """The files that a document shows."""
     for block in blocks_of(document):
         if block.file is not None:
-            file = tmp_path / block.file
+            file = folder / block.file
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text)
+
+
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if program_of(one)], ids=lambda path: path.name)
+def test_a_document(document: Path, tmp_path: Path) -> None:
+    write_files(document, tmp_path)
     program = program_of(document)
     lines = [""] * max(block.line + block.text.count("\n") for block in program)
     for block in program:
@@ -139,7 +144,7 @@ def test_a_document(document: Path, tmp_path: Path) -> None:
 
 
 COMMANDS = [
-    pytest.param(line[2:], id=f"{document.name}: {line[2:]}")
+    pytest.param(document, line[2:], id=f"{document.name}: {line[2:]}")
     for document in DOCUMENTS
     for block in blocks_of(document)
     if block.language == "console"
@@ -148,8 +153,9 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_a_command(document: Path, command: str, tmp_path: Path) -> None:
+    write_files(document, tmp_path)
     environ = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
     done = subprocess.run(
         ["/bin/sh", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60

@@ -8,7 +8,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from ..errors import CallCancelled, QueueFull
@@ -38,6 +38,22 @@ class Call(Future[R]):
             return False
         self._cancellation.cancel()
         return True
+
+    def result(self, timeout: float | None = None) -> R:
+        """The result, once it is there.
+
+        Args:
+            timeout: seconds to wait.
+
+        Raises:
+            what the call raised; CallCancelled; TimeoutError if it is not there in time.
+        """
+        try:
+            return super().result(timeout)
+        except CancelledError as error:
+            if isinstance(error, CallCancelled):
+                raise
+            raise CallCancelled("the call was cancelled before it began") from None
 
     def cancelled(self) -> bool:
         """Whether it was cancelled, and has ended because of that."""

@@ -267,7 +267,8 @@ class Supervisor:
             elif isinstance(action, Kill):
                 worker = self._workers.get(action.worker)
                 if worker is not None:
-                    logger.warning("%s: worker pid %d is killed: %s", self._service, worker.pid, action.why)
+                    if not self._closing.is_set():
+                        logger.warning("%s: worker pid %d is killed: %s", self._service, worker.pid, action.why)
                     worker.end(action.cause, action.why)
             elif isinstance(action, Ping):
                 worker = self._workers.get(action.worker)
