@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For the tests of what users hold: writing a service's file, listening to what workers print."""
+"""For the tests of what users hold: writing a service's file, listening to what workers print, event loops."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,28 @@ def printed() -> Iterator[Records]:
     yield handler
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+def loops() -> list[Any]:
+    found = [pytest.param(asyncio.new_event_loop, id="asyncio")]
+    try:
+        import uvloop
+    except ImportError:
+        found.append(pytest.param(None, id="uvloop", marks=pytest.mark.skip("uvloop is not installed")))
+    else:
+        # Once per process libuv makes a pipe for signals and keeps it.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(asyncio.sleep(0))
+        found.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
+    return found
+
+
+@pytest.fixture(params=loops())
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """As ``asyncio.run``, on each kind of loop."""
+
+    def run_on_loop(main: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(asyncio.wait_for(main, 60))
+
+    return run_on_loop

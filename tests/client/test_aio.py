@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,6 @@ import pytest
 
 import atoll
 from conditions import until, until_gone
-
-
-def loops() -> list[Any]:
-    found = [pytest.param(asyncio.new_event_loop, id="asyncio")]
-    try:
-        import uvloop
-    except ImportError:
-        found.append(pytest.param(None, id="uvloop", marks=pytest.mark.skip("uvloop is not installed")))
-    else:
-        # Once per process libuv makes a pipe for signals and keeps it.
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(asyncio.sleep(0))
-        found.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
-    return found
-
-
-@pytest.fixture(params=loops())
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """As ``asyncio.run``, on each kind of loop."""
-
-    def run_on_loop(main: Coroutine[Any, Any, Any]) -> Any:
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(main, 60))
-
-    return run_on_loop
 
 
 def double() -> atoll.Function[[int], int]:
