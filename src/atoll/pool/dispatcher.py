@@ -103,9 +103,8 @@ class Dispatcher:
         self._workers: list[Worker] = []
         self._most_waiting = most_waiting
         self._wanted = wanted
-        # The same waiters as `queue`, apart: whoever is next is found at once, however many wait.
-        self._for_any: deque[_Waiter] = deque()
-        self._for_certain: deque[_Waiter] = deque()
+        # The same waiters as in `queue`, by the worker they need: who is next is found at once, however many wait.
+        self._lines: dict[Worker | None, deque[_Waiter]] = {}
         self._tickets = itertools.count()
         # Reentrant: a signal handler may call the service while its thread is in here.
         self._lock = threading.RLock()
@@ -262,14 +261,17 @@ class Dispatcher:
 
     def _join(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> _Waiter:
         with self._lock:
-            if worker is None:
-                # Somebody must be let in for a first worker to be wanted at all.
-                most = self._most_waiting if self.serving_since is not None else max(1, self._most_waiting)
-                if len(self._for_any) >= most and not (self.idle and not self._for_any):
-                    raise QueueIsFull
             waiter = _Waiter(wake, owner, worker, next(self._tickets))
+            if worker is None and self._is_full():
+                # There may be one all the same, if those who wait need other workers.
+                channel = None if None in self._lines else self._find(None)
+                if channel is None:
+                    raise QueueIsFull
+                channel.owner = owner
+                waiter.grant(channel)
+                return waiter
             self.queue.append(waiter)
-            (self._for_any if worker is None else self._for_certain).append(waiter)
+            self._lines.setdefault(worker, deque()).append(waiter)
         if worker is None:
             self._wanted()
         elif not worker.alive:
@@ -277,14 +279,23 @@ class Dispatcher:
         self.pass_on()
         return waiter
 
+    def _is_full(self) -> bool:
+        # While there is no worker, one is let in: otherwise none would ever be wanted.
+        most = self._most_waiting if self.serving_since is not None else max(1, self._most_waiting)
+        return len(self._lines.get(None, ())) >= most
+
     def _leave(self, waiter: _Waiter) -> None:
         """It waits no more."""
         with self._lock:
-            for waiters in (self._for_any if waiter.worker is None else self._for_certain, self.queue):
-                try:
-                    waiters.remove(waiter)
-                except ValueError:
-                    pass
+            line = self._lines.get(waiter.worker)
+            try:
+                if line is not None:
+                    line.remove(waiter)
+                    if not line:
+                        del self._lines[waiter.worker]
+                    self.queue.remove(waiter)
+            except (KeyError, ValueError):
+                pass  # it did already
 
     def _left(self, entered: float, timeout: float | None) -> float | None:
         since = self.serving_since
@@ -321,8 +332,8 @@ class Dispatcher:
                 self._put_back(channel)
 
     def _match(self) -> tuple[_Waiter, Channel] | None:
-        waiters = sorted([*self._for_certain, *itertools.islice(self._for_any, 1)], key=lambda waiter: waiter.ticket)
-        for waiter in waiters:
+        first = [next(iter(line), None) for line in list(self._lines.values())]
+        for waiter in sorted(filter(None, first), key=lambda waiter: waiter.ticket):
             channel = self._find(waiter.worker)
             if channel is not None:
                 self._leave(waiter)
@@ -330,21 +341,19 @@ class Dispatcher:
         return None
 
     def _find(self, worker: Worker | None) -> Channel | None:
-        idle = self.idle if worker is None or not worker.spare else worker.spare
-        try:
-            if worker is None:
-                if self.take == idle.pop:
-                    return idle.pop()
-                counts: dict[int, int] = {}
-                for channel in idle:
-                    counts[id(channel.worker)] = counts.get(id(channel.worker), 0) + 1
-                worker = max(reversed(idle.copy()), key=lambda channel: counts[id(channel.worker)]).worker
+        if worker is None:
+            try:
+                return self.take()
+            except IndexError:
+                return None
+        for idle in (worker.spare, self.idle):
             for channel in reversed(idle.copy()):
                 if channel.worker is worker:
-                    idle.remove(channel)
+                    try:
+                        idle.remove(channel)
+                    except ValueError:
+                        continue  # taken meanwhile by who came straight through
                     return channel
-        except (IndexError, ValueError):
-            pass  # taken meanwhile by who came straight through
         return None
 
     # -- when there is nobody to call ------------------------------------------------------------------------
@@ -355,7 +364,7 @@ class Dispatcher:
 
     def _fail_those_who(self, chosen: Callable[[_Waiter], bool], error: Callable[[], BaseException]) -> None:
         with self._lock:
-            failed = [waiter for waiter in self.queue if chosen(waiter)]
+            failed = [waiter for waiter in tuple(self.queue) if chosen(waiter)]
             for waiter in failed:
                 self._leave(waiter)
         for waiter in failed:
