@@ -113,7 +113,15 @@ class Pool:
         self._metrics = PoolMetrics(self.service)
         self._observed = self._metrics.calls
         self._ok: dict[str, Series] = {}  # of the calls that ended well, by function
-        self._dispatcher = Dispatcher(self.settings.concurrency, self.settings.max_queue, self._want)
+        # By a weak reference: a pool that nobody has any more is collected at once, and its workers end.
+        reference = weakref.ref(self)
+
+        def want() -> None:
+            pool = reference()
+            if pool is not None:
+                pool.supervisor.wanted()
+
+        self._dispatcher = Dispatcher(self.settings.concurrency, self.settings.max_queue, want)
         self._supervisor: Supervisor | None = None
 
     # -- workers ---------------------------------------------------------------------------------------------
@@ -137,9 +145,6 @@ class Pool:
                         _lending_maker(weakref.ref(self), self.service, self.settings.objects),
                     )
         return supervisor
-
-    def _want(self) -> None:
-        self.supervisor.wanted()
 
     @property
     def workers(self) -> list[Worker]:
@@ -229,12 +234,8 @@ class Pool:
             try:
                 if dispatcher.queue:
                     raise IndexError
+                # That of a worker which ended was taken out as soon as that was known.
                 channel = dispatcher.take()
-                if channel.worker.process.has_exited:  # type: ignore[union-attr]
-                    channel.retired = True
-                    dispatcher.give(channel)
-                    channel = None
-                    raise IndexError
             except IndexError:
                 channel = self._enter(function, began, timeout, None)
             encoder = channel.encoder
@@ -253,14 +254,14 @@ class Pool:
                 kind, _, payload, buffers = connection.exchange(_PICKLE, payload, buffers, deadline, patient)
                 if kind == _CALL:
                     kind, _, payload, buffers = self._converse(channel, payload, buffers, deadline)
-                if (connection.asleep_for > _PATIENT_ABOVE) is not patient:
+                if (patient or connection.asleep_for) and (connection.asleep_for > _PATIENT_ABOVE) is not patient:
                     (slow.discard if patient else slow.add)(function)
             except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
                 outcome = "cancelled"
                 attempt = _Attempt(self, function, args, kwargs, timeout, None, None, None)
                 self._raise_broken(error, channel, attempt)
-            channel.calls += 1
-            if channel.calls >= channel.look_at:
+            channel.calls = calls = channel.calls + 1
+            if calls >= channel.look_at:
                 self._account(channel.worker)
             if kind == _RESULT:
                 outcome = _OK

@@ -96,7 +96,8 @@ class Supervisor:
         self._was_ready = False  # some worker was, with the present plan
         self._last_error: BaseException | None = None  # of a start that left nobody to call
         self._failures = 0  # how many of those there were
-        self._reloading: list[BaseException] = []
+        self._replacement_error: BaseException | None = None  # of the last start of a replacement that failed
+        self._replacement_failures = 0
 
     # -- from any thread -------------------------------------------------------------------------------------
 
@@ -177,20 +178,22 @@ class Supervisor:
         with self._plan_lock:
             self._plan = None
         old = self.workers
-        self._reloading.clear()
+        failures = self._replacement_failures
         self._post(lambda self: self._do(self._policy.reload(time.monotonic())))
 
         def done() -> bool:
+            if self._closing.is_set() or self._replacement_failures > failures:
+                return True
             serving = self._dispatcher.workers
-            return self._closing.is_set() or bool(self._reloading) or not any(one in serving for one in old)
+            return not any(one in serving or (one.number in self._workers and not one.is_serving) for one in old)
 
         if not old:
             return
         with self._changed:
             if not self._changed.wait_for(done, timeout):
                 raise TimeoutError(f"reload of {self._service!r} was not done within {timeout:g} seconds; it goes on")
-        if self._reloading:
-            raise self._reloading[0]
+        if self._replacement_error is not None and self._replacement_failures > failures:
+            raise self._replacement_error
 
     def wait_ready(self, count: int) -> None:
         """Wait until so many workers are ready, or all that were to be started have failed.
@@ -362,15 +365,16 @@ class Supervisor:
             worker.start(plan)
         except BaseException as error:  # noqa: BLE001 - told to those who wait
             failure = error
-            if is_replacement:
-                self._reloading.append(failure)
-            self._post(lambda self: self._hear_failed(worker, failure))
+            self._post(lambda self: self._hear_failed(worker, failure, is_replacement))
             return
         process = worker.process
         assert process is not None
         reference = weakref.ref(self)
 
+        dispatcher = self._dispatcher
+
         def on_exit() -> None:
+            dispatcher.retire(worker)  # first of all: no call is to be sent to it
             worker.drain()
             supervisor = reference()
             if supervisor is not None:
@@ -395,8 +399,11 @@ class Supervisor:
         if worker.number in self._workers:
             self._do(self._policy.ready(worker.number, time.monotonic(), baseline))
 
-    def _hear_failed(self, worker: Worker, error: BaseException) -> None:
+    def _hear_failed(self, worker: Worker, error: BaseException, is_replacement: bool) -> None:
         self._workers.pop(worker.number, None)
+        if is_replacement:
+            self._replacement_error = error
+            self._replacement_failures += 1
         # What never worked will not work by trying again: the next caller may, and sees why. A crash is another matter.
         fatal = not isinstance(error, WorkerDied) and not self._was_ready
         actions = self._policy.failed(worker.number, time.monotonic(), _first_line(error), fatal=fatal)
