@@ -61,6 +61,11 @@ class Gated(Service):
         self.kept.append(b"\\1" * size)
 
     @expose
+    def burn(self, number):
+        """Holds the interpreter lock in C."""
+        return os.getpid(), sum(range(number))
+
+    @expose
     def exit(self, code):
         os._exit(code)
 

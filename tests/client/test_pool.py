@@ -227,6 +227,21 @@ def test_reload_brings_new_code_and_fails_no_call(write: Write) -> None:
         assert service.status().restarts == 0
 
 
+def test_a_stream_that_is_kept_open_holds_up_no_reload(write: Write) -> None:
+    """On every worker one: each goes on with its old worker, beside the new ones."""
+    file = write("versioned.py", VERSION.replace("NUMBER", "1"))
+    with atoll.Service(file, workers=2) as service:
+        old = ready(service)
+        streams = [iter(service.count(3000)) for _ in range(8)]
+        assert [next(stream) for stream in streams] == [1] * 8
+        write("versioned.py", VERSION.replace("NUMBER", "2  # new"))
+        service.reload(timeout=60)
+        assert service.version() == 2
+        for stream in streams:
+            assert list(stream) == [1] * 2999
+        until_gone(*old)
+
+
 def test_bad_new_code_is_an_error_and_the_old_workers_go_on(write: Write) -> None:
     file = write("versioned.py", VERSION.replace("NUMBER", "1"))
     with atoll.Service(file, workers=2) as service:
@@ -237,6 +252,8 @@ def test_bad_new_code_is_an_error_and_the_old_workers_go_on(write: Write) -> Non
                 service.reload(timeout=60)
             assert [service.version() for _ in range(5)] == [1] * 5
             assert ready(service) == old
+            assert len(service.status().workers) == 2  # and it is not tried again behind the user's back
+            assert service.status().restarts == 0
         write("versioned.py", VERSION.replace("NUMBER", "3  # mended"))
         service.reload(timeout=60)
         assert [service.version() for _ in range(5)] == [3] * 5

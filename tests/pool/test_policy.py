@@ -31,7 +31,7 @@ from atoll.pool.lifecycle import (
     WorkerEvent,
     WorkerState,
 )
-from atoll.pool.policy import Policy
+from atoll.pool.policy import _DRAIN, Policy
 
 IDLE = Sample(calls=0, in_flight=0, rss=100, idle_for=0.0, cpu_seconds=1.0, stopped=False, pong_age=None)
 BUSY = IDLE._replace(in_flight=1)
@@ -165,8 +165,8 @@ def test_scaling_down_while_one_is_replaced_lets_go_of_another() -> None:
 def test_who_retires_after_scaling_down_is_waited_for_before_another_is_replaced() -> None:
     made = serving(3)
     made.scale(1, 1, 1)
-    assert made.reload(2) == []
-    assert made.ended(1, 3, Cause.RETIRED, "") == []
+    assert made.reload(1.5) == []
+    assert made.ended(1, 1.6, Cause.RETIRED, "") == []
     assert made.ended(2, 3, Cause.RETIRED, "") == [Start(4, replaces=3)]
 
 
@@ -559,7 +559,7 @@ def test_one_at_a_time_is_replaced() -> None:
     assert made.tick(60) == [Start(4, replaces=1)]
     assert made.tick(61) == []
     assert made.ready(4, 62, 0) == [Retire(1, "recycled at the age of 60 s")]
-    assert made.tick(63) == []
+    assert made.tick(62.5) == []
     assert made.ended(1, 64, Cause.RETIRED, "") == [Start(5, replaces=2)]
 
 
@@ -573,6 +573,32 @@ def test_a_reload_replaces_every_worker_one_after_another() -> None:
     assert made.workers == {3: WorkerState.READY, 4: WorkerState.READY}
 
 
+def test_who_was_let_go_and_does_not_end_is_not_waited_for_for_ever() -> None:
+    """A stream that somebody keeps open on one worker does not keep the others from being replaced."""
+    made = serving(2)
+    made.reload(1)
+    assert made.ready(3, 2, 0) == [Retire(1, "reloaded")]
+    assert made.next_wake == 2 + _DRAIN
+    assert made.tick(made.next_wake) == [Start(4, replaces=2)]
+    assert made.ready(4, 5, 0) == [Retire(2, "reloaded")]
+    assert made.tick(5 + _DRAIN) == []
+    assert made.next_wake is None
+    # Those that linger take nobody's place when another one is needed.
+    assert made.ended(3, 7, Cause.CRASHED, "gone") == [Start(5, restart=True)]
+    assert made.ended(1, 8, Cause.RETIRED, "") == []
+    assert made.ended(2, 8, Cause.RETIRED, "") == []
+
+
+def test_a_reload_ends_with_the_first_that_fails_and_blames_nobody() -> None:
+    made = serving(2, breaker=Breaker(failures=1))
+    made.reload(1)
+    assert made.failed(3, 2, "SyntaxError") == []
+    assert made.state is PoolState.RUNNING
+    assert made.next_wake is None
+    assert made.tick(100) == []
+    assert made.reload(101) == [Start(4, replaces=1)]
+
+
 def test_a_reload_that_comes_while_workers_start_replaces_them_too() -> None:
     made = policy(1)
     made.wanted(0, 1)
@@ -581,8 +607,8 @@ def test_a_reload_that_comes_while_workers_start_replaces_them_too() -> None:
 
 
 def test_a_replacement_that_fails_leaves_the_old_worker_and_is_tried_again() -> None:
-    made = serving(1, restart=Restart(backoff=1))
-    made.reload(1)
+    made = serving(1, restart=Restart(backoff=1), recycle=Recycle(age=1))
+    assert made.tick(1) == [Start(2, replaces=1)]
     assert made.failed(2, 2, "SyntaxError") == [Start(3, replaces=1, restart=True)]
     assert made.failed(3, 2, "SyntaxError") == []
     assert made.workers == {1: WorkerState.READY}
@@ -590,8 +616,8 @@ def test_a_replacement_that_fails_leaves_the_old_worker_and_is_tried_again() -> 
 
 
 def test_replacements_that_only_fail_open_the_breaker_and_the_old_workers_serve() -> None:
-    made = serving(1, breaker=Breaker(failures=1, cooldown=5))
-    made.reload(1)
+    made = serving(1, breaker=Breaker(failures=1, cooldown=5), recycle=Recycle(age=1))
+    assert made.tick(1) == [Start(2, replaces=1)]
     assert [type(one) for one in made.failed(2, 2, "SyntaxError")] == [OpenBreaker]
     assert made.refusal(2) is None
     assert made.tick(7) == [Start(3, replaces=1, restart=True)]
@@ -801,6 +827,7 @@ class Lives(RuleBasedStateMachine):
         )
         self.now = 1000.0
         self.alive: dict[int, str] = {}  # worker -> starting, ready, retiring, ending
+        self.retired: dict[int, float] = {}  # when each was let go
         self.new = True
         self.closed = False
         self.most = self.maximum  # the largest maximum whose workers may still be there
@@ -828,6 +855,7 @@ class Lives(RuleBasedStateMachine):
                     assert self.alive[worker] == "ready"
                     assert why
                     self.alive[worker] = "retiring"
+                    self.retired[worker] = self.now
                 case Kill(worker, why, _):
                     assert self.alive[worker] != "ending"
                     assert why
@@ -987,7 +1015,8 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def never_too_many(self) -> None:
         if hasattr(self, "policy"):
-            assert len(self.alive) <= max(self.most, self.maximum) + 1
+            lingering = [one for one in self.alive if self.now >= self.retired.get(one, self.now) + _DRAIN]
+            assert len(self.alive) - len(lingering) <= max(self.most, self.maximum) + 1
 
     @invariant()
     def no_more_than_wanted(self) -> None:

@@ -29,7 +29,11 @@ What it decides:
   or standing through a cooldown in a long call. Its failure opens the breaker for twice as long, up to 12 cooldowns;
   so does opening again within ``window`` of having closed.
 - A worker that is replaced for its age, calls, memory or new code goes on until the new one is ready. One at a time, so
-  that there are never more than ``maximum`` + 1 processes. This is no restart, and a failed one costs no call.
+  that there are never more than ``maximum`` + 1 processes. This is no restart, and a failed one costs no call. A
+  reload ends with the first that fails, and blames nobody.
+- A worker that was let go and does not end, because a call lasts or something borrowed from it is kept, is waited for
+  ``_DRAIN`` seconds. Then it lingers: it counts as no process of the pool, or whoever keeps a stream open would keep
+  all other workers from being replaced.
 - A worker that leaves a ping unanswered for two intervals is killed if it is stopped, or has neither a call nor used
   the processor; after three also within a call. One that burns the processor in a call only holds the interpreter
   lock: the call's own deadline is for that.
@@ -70,6 +74,9 @@ if TYPE_CHECKING:
 _LONGEST_COOLDOWN = 12
 # Seconds a probe stands ready without a call until it counts as good; less where the cooldown is shorter.
 _UNCALLED = 1.0
+# Seconds that the next replacement waits for a worker which was let go to end.
+_DRAIN = 1.0
+_RELOADED = "reloaded"
 # Seconds of processor time below which a worker stands still: two ticks of the kernel's accounting.
 _STILL = 0.02
 # Seconds between two looks at calls and memory, where recycling asks for them.
@@ -87,8 +94,10 @@ class _Worker:
         "cpu_seconds",
         "due",
         "id",
+        "lingers",
         "moved_at",
         "ready_at",
+        "retiring_since",
         "sample",
         "sampled_at",
         "served",
@@ -108,6 +117,8 @@ class _Worker:
         self.cpu_seconds = 0.0
         self.moved_at = now  # when it was last seen to have used the processor
         self.due: str | None = None  # why it is to be replaced
+        self.retiring_since: float | None = None
+        self.lingers = False  # it was let go, and is not waited for
         self.unwanted = False  # its end was decided here, and blames nobody
 
     def move(self, event: WorkerEvent) -> bool:
@@ -250,9 +261,12 @@ class Policy:
         """
         actions: list[Action] = []
         one = self._find(worker)
+        reloaded = one is not None and self._give_up_reload(one)
         if one is not None and one.move(WorkerEvent.FAILED):
             self._forget(one)
-            if fatal and not one.unwanted:
+            if reloaded:
+                pass  # whoever asked for it is told
+            elif fatal and not one.unwanted:
                 self._held = True
                 if self._probe == worker:
                     self._disprove(now, reason, actions)
@@ -321,7 +335,7 @@ class Policy:
         """Replace every worker, one after another."""
         for one in self._workers.values():
             if one.counts:
-                one.due = "reloaded"
+                one.due = _RELOADED
         return self._settle(now, [])
 
     def close(self, now: float) -> list[Action]:
@@ -383,6 +397,30 @@ class Policy:
             # A new one that is lost while the old one drains leaves room for another: the pair ends with the old one.
             if one.id == old or (one.id == new and old in self._workers and self._workers[old].serves):
                 self._replacing = None
+
+    def _give_up_reload(self, one: _Worker) -> bool:
+        """Whether one that could not be started was to bring new code: then the others are left as they are too."""
+        pair = self._pair()
+        if pair is None or pair[1] != one.id or self._workers[pair[0]].due != _RELOADED:
+            return False
+        for other in self._workers.values():
+            if other.due == _RELOADED:
+                other.due = None
+        return True
+
+    def _let_linger(self, now: float) -> None:
+        for one in self._workers.values():
+            if one.state is not WorkerState.RETIRING or one.lingers:
+                continue
+            if one.retiring_since is None:
+                one.retiring_since = now
+            if now >= one.retiring_since + _DRAIN:
+                one.lingers = True
+                if self._replacing is not None and self._replacing[0] == one.id:
+                    self._replacing = None
+
+    def _processes(self) -> int:
+        return sum(not one.lingers for one in self._workers.values())
 
     def _count(self) -> int:
         """Workers that are there or on their way; a replacement counts once the old one does not."""
@@ -554,6 +592,7 @@ class Policy:
             return actions
         self._cool(now)
         self._shed(actions)
+        self._let_linger(now)
         due = any(one.serves and one.due is not None for one in self._workers.values())
         self._lost = min(self._lost, max(0, self._target - self._count()) + due)
         if not self._held and now >= self._resume_at:
@@ -578,7 +617,7 @@ class Policy:
 
     def _room(self) -> int:
         """How many more processes there may be."""
-        return self._maximum + (self._replacing is not None) - len(self._workers)
+        return self._maximum + (self._replacing is not None) - self._processes()
 
     def _may_probe(self) -> bool:
         return self._probe is None and (self._asked or any(one.serves for one in self._workers.values()))
@@ -599,7 +638,7 @@ class Policy:
             return
         due = [one for one in self._workers.values() if one.serves and one.due is not None]
         # Who retires or is being killed is a process too: with it and the new one there would be two too many.
-        if not due or self._count() < self._target or len(self._workers) > self._maximum:
+        if not due or self._count() < self._target or self._processes() > self._maximum:
             return
         if self.state is PoolState.HALF_OPEN and not self._may_probe():
             return
@@ -640,6 +679,11 @@ class Policy:
         if self._count() > self._minimum:
             looks += [one.sampled_at + self.idle_timeout - one.idle_for(one.sampled_at) for one in serving]
         times = [max(look, self._ticked + _SOON) for look in looks]
+        times += [
+            one.retiring_since + _DRAIN
+            for one in self._workers.values()
+            if one.retiring_since is not None and not one.lingers and one.state is WorkerState.RETIRING
+        ]
         if self.state is PoolState.OPEN:
             times.append(self._until)
         if self._resume_at > now and not self._held:
