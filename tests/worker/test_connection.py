@@ -106,7 +106,9 @@ def test_out_of_turn_is_refused_and_harmless() -> None:
             client.exchange(wire.RAW, b"second")
         assert server.receive_call()[2] == b"first"
         with pytest.raises(LocalProtocolError):
-            server.reply(wire.CALL, wire.RAW, b"no answer")
+            server.reply(wire.READY, wire.RAW, b"no answer")
+        with pytest.raises(LocalProtocolError):
+            server.exchange(wire.RAW, b"", kind=wire.LOAD)
         with pytest.raises(LocalProtocolError, match="4,097 buffers"):
             server.reply(wire.RESULT, wire.RAW, b"", [b""] * (wire.MAX_BUFFERS + 1))
         server.reply(wire.ERROR, wire.RAW, b"an answer after all")

@@ -14,7 +14,20 @@ from atoll_worker import wire
 from atoll_worker.errors import LocalProtocolError, RemoteProtocolError
 from atoll_worker.wire import CLIENT_SENDS, HEADER, KIND_NAMES, SERVER_SENDS, Conversation, Frame, FrameReader
 
-STATES = [wire.START, wire.GREETED, wire.OPEN, wire.LOADING, wire.IDLE, wire.CALLING, wire.FAILED]
+DEEPER = 1 << 48  # what a call id grows by with each call within a call
+# Every state, with the call ids it may be found with: the seventh call, and calls nested in it.
+STATES = {
+    wire.START: [0],
+    wire.GREETED: [0],
+    wire.OPEN: [0],
+    wire.LOADING: [0],
+    wire.IDLE: [0, 7],
+    wire.CALLING: [7],
+    wire.ASKING: [7 + DEEPER, 7 + 3 * DEEPER, 7 + 247 * DEEPER],
+    wire.NESTED: [7 + 2 * DEEPER, 7 + 4 * DEEPER, 7 + 248 * DEEPER],
+    wire.FAILED: [0],
+}
+CASES = [(state, call_id) for state, call_ids in STATES.items() for call_id in call_ids]
 CODECS = [wire.RAW, wire.PICKLE, wire.JSON]
 
 
@@ -52,6 +65,122 @@ def test_two_peers_greet_load_and_call() -> None:
     assert client.conversation.state == server.conversation.state == wire.IDLE
 
 
+def conversing() -> tuple[Peer, Peer]:
+    """A client and a server between which no call is open yet."""
+    client, server = Peer("client"), Peer("server")
+    for kind, sender, receiver in (
+        (wire.HELLO, client, server),
+        (wire.HELLO, server, client),
+        (wire.LOAD, client, server),
+        (wire.READY, server, client),
+    ):
+        receiver.receive(sender.send(kind))
+    return client, server
+
+
+def state_of(peer: Peer) -> tuple[str, int, int]:
+    conversation = peer.conversation
+    return conversation.state, conversation.call_id, conversation.depth
+
+
+def test_calls_within_calls() -> None:
+    """Fifty deep and back, twice: what was called answers or calls back, and an answer is to the innermost call."""
+    client, server = conversing()
+    for number in (1, 2):
+        peers = [client, server]
+        for depth in range(50):
+            sender, receiver = peers
+            (call,) = receiver.receive(sender.send(wire.CALL, b"down %d" % depth))
+            assert (call.call_id & wire.CALL_NUMBER, call.call_id >> 48) == (number, depth)
+            assert bytes(call.payload) == b"down %d" % depth
+            assert client.conversation.depth == server.conversation.depth == depth + 1
+            expected = wire.CALLING if depth == 0 else wire.ASKING if receiver is client else wire.NESTED
+            assert client.conversation.state == server.conversation.state == expected
+            with pytest.raises(LocalProtocolError):
+                sender.conversation.sending(wire.CALL)  # it is the other's turn
+            peers.reverse()
+        for depth in reversed(range(50)):
+            sender, receiver = peers
+            kind = wire.ERROR if depth % 3 else wire.RESULT
+            (answer,) = receiver.receive(sender.send(kind, b"up"))
+            assert (answer.kind, answer.call_id) == (kind, number + depth * DEEPER)
+            assert client.conversation.depth == server.conversation.depth == depth
+            with pytest.raises(LocalProtocolError):
+                sender.conversation.sending(wire.RESULT)
+            peers.reverse()
+        assert state_of(client) == state_of(server) == (wire.IDLE, number, 0)
+
+
+def test_several_calls_back_one_after_another() -> None:
+    """After a call back was answered the worker may make another, or answer."""
+    client, server = conversing()
+    server.receive(client.send(wire.CALL))
+    for _ in range(3):
+        client.receive(server.send(wire.CALL))
+        for _ in range(2):
+            server.receive(client.send(wire.CALL))
+            client.receive(server.send(wire.RESULT))
+        server.receive(client.send(wire.ERROR))
+    client.receive(server.send(wire.RESULT))
+    assert state_of(client) == state_of(server) == (wire.IDLE, 1, 0)
+
+
+def test_no_deeper_than_may_be() -> None:
+    """Whoever would nest calls deeper than MAX_DEPTH is at fault, and the conversation goes on as before."""
+    client, server = conversing()
+    sender, receiver = client, server
+    for _ in range(wire.MAX_DEPTH):
+        receiver.receive(sender.send(wire.CALL))
+        sender, receiver = receiver, sender
+    deepest = state_of(client)
+    assert deepest == state_of(server) == (deepest[0], 1 + (wire.MAX_DEPTH - 1) * DEEPER, wire.MAX_DEPTH)
+    with pytest.raises(LocalProtocolError, match=f"nested {wire.MAX_DEPTH} deep"):
+        sender.conversation.sending(wire.CALL)
+    with pytest.raises(RemoteProtocolError, match=f"nested more than {wire.MAX_DEPTH} deep"):
+        receiver.conversation.received(wire.CALL, wire.PICKLE, 1 + wire.MAX_DEPTH * DEEPER)
+    assert state_of(client) == state_of(server) == deepest
+    for _ in range(wire.MAX_DEPTH):
+        receiver.receive(sender.send(wire.RESULT))
+        sender, receiver = receiver, sender
+    assert state_of(client) == state_of(server) == (wire.IDLE, 1, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["call", "answer", "out of turn", "lie"]), st.integers(0, 2**64 - 1))))
+@settings(max_examples=200, deadline=None)
+def test_random_conversations(steps: list[tuple[str, int]]) -> None:
+    """Whatever calls, calls back and answers follow one another, both sides agree on depth, turn and call; and neither
+    a frame out of turn nor one with another id changes that."""
+    client, server = conversing()
+    calls: list[int] = []  # ids of the open ones
+    number = 0
+    for step, chance in steps:
+        agreed = state_of(client)
+        assert agreed == state_of(server)
+        assert agreed[2] == len(calls)
+        sender, receiver = (server, client) if len(calls) % 2 else (client, server)  # who has the turn
+        kind = (wire.RESULT, wire.ERROR)[chance % 2] if calls and chance % 3 else wire.CALL
+        if step == "call" and len(calls) < wire.MAX_DEPTH:
+            number += not calls
+            calls.append(number + len(calls) * DEEPER)
+            (frame,) = receiver.receive(sender.send(wire.CALL))
+            assert frame.call_id == calls[-1]
+        elif step == "answer" and calls:
+            (frame,) = receiver.receive(sender.send(kind if kind != wire.CALL else wire.RESULT))
+            assert frame.call_id == calls.pop()
+        elif step == "out of turn":
+            with pytest.raises(LocalProtocolError):
+                receiver.conversation.sending(kind)
+            with pytest.raises(RemoteProtocolError):
+                sender.conversation.received(kind, wire.PICKLE, agreed[1])
+        elif step == "lie":
+            right = calls[-1] if kind != wire.CALL else (calls[-1] + DEEPER if calls else number + 1)
+            if chance != right:
+                with pytest.raises(RemoteProtocolError):
+                    receiver.conversation.received(kind, wire.PICKLE, chance)
+    assert state_of(client) == state_of(server)
+    assert client.conversation.depth == len(calls)
+
+
 def test_a_failed_load_ends_the_conversation() -> None:
     """After ERROR to LOAD neither side may say anything more."""
     client, server = Peer("client"), Peer("server")
@@ -67,40 +196,77 @@ def test_a_failed_load_ends_the_conversation() -> None:
                 peer.conversation.received(kind, wire.RAW, peer.conversation.call_id)
 
 
+def in_state(role: str, state: str, call_id: int) -> Conversation:
+    conversation = Conversation(role)
+    conversation.state, conversation.call_id = state, call_id
+    return conversation
+
+
+def after(state: str, call_id: int, kind: int) -> tuple[int, str, int] | None:
+    """Call id of the frame, state and call id afterwards, if a frame of this kind is sent; None if it may not be.
+    Said without the tables: by who has the turn, and how deep the calls are."""
+    depth = call_id >> 48
+    answer = kind in (wire.RESULT, wire.ERROR)
+    if state == wire.START and kind == wire.HELLO:
+        return call_id, wire.GREETED, call_id
+    if state == wire.GREETED and kind == wire.HELLO:
+        return call_id, wire.OPEN, call_id
+    if state == wire.OPEN and kind == wire.LOAD:
+        return call_id, wire.LOADING, call_id
+    if state == wire.LOADING and kind in (wire.READY, wire.ERROR):
+        return call_id, wire.IDLE if kind == wire.READY else wire.FAILED, call_id
+    if state == wire.IDLE and kind == wire.CALL:
+        return call_id + 1, wire.CALLING, call_id + 1
+    if state in (wire.CALLING, wire.ASKING, wire.NESTED) and kind == wire.CALL:
+        deeper = call_id + DEEPER
+        return deeper, wire.NESTED if state == wire.ASKING else wire.ASKING, deeper
+    if state == wire.CALLING and answer:
+        return call_id, wire.IDLE, call_id
+    if state == wire.NESTED and answer:
+        return call_id, wire.ASKING, call_id - DEEPER
+    if state == wire.ASKING and answer:
+        return call_id, wire.CALLING if depth == 1 else wire.NESTED, call_id - DEEPER
+    return None
+
+
+CLIENT_HAS_THE_TURN = (wire.START, wire.OPEN, wire.IDLE, wire.ASKING)
+
+
 @pytest.mark.parametrize("role", ["client", "server"])
-@pytest.mark.parametrize("state", STATES)
-def test_every_transition(role: str, state: str) -> None:
-    """In every state each kind is admitted exactly if the tables say so; what is refused changes nothing."""
-    sends, receives = (CLIENT_SENDS, SERVER_SENDS) if role == "client" else (SERVER_SENDS, CLIENT_SENDS)
+@pytest.mark.parametrize(("state", "call_id"), CASES)
+def test_every_transition(role: str, state: str, call_id: int) -> None:
+    """In every state, at every depth, exactly what is right is admitted; what is refused changes nothing."""
+    may_send = state != wire.FAILED and (state in CLIENT_HAS_THE_TURN) == (role == "client")
+    may_receive = state != wire.FAILED and not may_send
     for kind in [*KIND_NAMES, 99]:
-        conversation = Conversation(role)
-        conversation.state, conversation.call_id = state, 7
-        expected = sends.get((state, kind))
+        conversation = in_state(role, state, call_id)
+        expected = after(state, call_id, kind) if may_send else None
         if expected is None:
             with pytest.raises(LocalProtocolError, match=f"{KIND_NAMES.get(kind, kind)}.*{state}"):
                 conversation.sending(kind)
-            assert (conversation.state, conversation.call_id) == (state, 7)
+            assert (conversation.state, conversation.call_id) == (state, call_id)
         else:
-            assert conversation.sending(kind) == (8 if kind == wire.CALL else 7)
-            assert conversation.state == expected
+            assert (conversation.sending(kind), conversation.state, conversation.call_id) == expected
 
-        conversation = Conversation(role)
-        conversation.state, conversation.call_id = state, 7
-        expected = receives.get((state, kind))
-        right = 8 if kind == wire.CALL else 7
+        conversation = in_state(role, state, call_id)
+        expected = after(state, call_id, kind) if may_receive else None
         if expected is None:
             with pytest.raises(RemoteProtocolError, match=f"{KIND_NAMES.get(kind, kind)}.*{state}"):
-                conversation.received(kind, wire.PICKLE, right)
-            assert (conversation.state, conversation.call_id) == (state, 7)
+                conversation.received(kind, wire.PICKLE, call_id)
+            assert (conversation.state, conversation.call_id) == (state, call_id)
             continue
-        for wrong in (right - 1, right + 1, 0, 2**64 - 1):
+        right, state_after, call_id_after = expected
+        # Another call's, another depth's, and none at all.
+        lies = {right - 1, right + 1, right + DEEPER, right - DEEPER, right ^ DEEPER, right & wire.CALL_NUMBER}
+        lies |= {0, call_id, 2**64 - 1}
+        for wrong in sorted(lie for lie in lies - {right} if 0 <= lie < 2**64):
             with pytest.raises(RemoteProtocolError, match=f"call id {wrong}, but {right}"):
                 conversation.received(kind, wire.PICKLE, wrong)
         with pytest.raises(RemoteProtocolError, match="unknown codec 3"):
             conversation.received(kind, 3, right)
-        assert (conversation.state, conversation.call_id) == (state, 7)
+        assert (conversation.state, conversation.call_id) == (state, call_id)
         conversation.received(kind, wire.PICKLE, right)
-        assert (conversation.state, conversation.call_id) == (expected, right)
+        assert (conversation.state, conversation.call_id) == (state_after, call_id_after)
 
 
 def test_the_tables_are_complete() -> None:
@@ -108,7 +274,7 @@ def test_the_tables_are_complete() -> None:
     assert not CLIENT_SENDS.keys() & SERVER_SENDS.keys()
     reached = {wire.START}
     both = {**CLIENT_SENDS, **SERVER_SENDS}
-    while more := {after for (before, _), after in both.items() if before in reached} - reached:
+    while more := {then for (before, _), then in both.items() if before in reached} - reached:
         reached |= more
     assert reached == set(STATES)
 
