@@ -70,6 +70,7 @@ _PICKLE = wire.PICKLE
 _RESULT = wire.RESULT
 _CALL = wire.CALL
 _OK = "ok"
+_WAITING = (wire.CALLING, wire.NESTED)  # states of a conversation in which it is the worker's turn
 _clock = time.monotonic
 _modules = sys.modules
 _traced = in_use
@@ -104,6 +105,7 @@ class Pool:
         self._slow: set[str] = set()  # functions that are waited for asleep
         self._closed = False
         self._most_workers = settings.workers
+        self._aio: Any = None  # the module of this name: it brings asyncio, which `import atoll` should not
         self._begin()
         _pools.add(self)
 
@@ -384,9 +386,95 @@ class Pool:
         worker: Worker | None = None,
     ) -> Any:
         """As ``call``, on the running event loop. Cancelling the task ends the call."""
-        from .aio import give_way
+        aio = self._aio or self._bring_aio()
+        began = _clock()
+        if began > aio.give_way_at:
+            await aio.give_way()
+        dispatcher = self._dispatcher
+        channel: Channel | None = None
+        if (
+            options is None
+            and worker is None
+            and not _traced
+            and "opentelemetry.trace" not in _modules
+            and nesting.get() is None
+            and not dispatcher.queue
+        ):
+            # The ordinary case, without what only the others need.
+            try:
+                channel = dispatcher.take()
+            except IndexError:
+                pass
+        if channel is None:
+            return await self._call_async_slowly(function, args, kwargs, timeout, options, worker)
+        outcome, result = "refused", None
+        attempt: _Attempt | None = None
+        try:
+            channel.owner = aio.running_loop()
+            encoder = channel.encoder
+            payload: Bytes
+            buffers: Sequence[Bytes]
+            try:
+                payload = encoder.encode((function, args, kwargs))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
+                raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
+            buffers = encoder.take_buffers() if encoder.has_buffers else ()
+            connection = channel.connection
+            try:
+                deadline = None if timeout is None else self._deadline(began, timeout)
+                if buffers or not connection.fits_slot(payload, buffers):
+                    kind, _, payload, buffers = await aio.exchange(connection, _CALL, payload, buffers, deadline)
+                else:
+                    try:
+                        kind, _, payload, buffers = connection.exchange(_PICKLE, payload, buffers, None, False, False)
+                    except aio.WouldSleep:
+                        kind, _, payload, buffers = await aio.answer(connection, deadline)
+                while kind == _CALL:
+                    kind, payload, buffers = await self._answer_async(channel, payload, buffers)
+                    kind, _, payload, buffers = await aio.exchange(connection, kind, payload, buffers, deadline)
+            except BaseException as error:  # noqa: BLE001 - raised again, as itself or as what it means
+                attempt = _Attempt(self, function, args, kwargs, timeout, None, None, None)
+                attempt.channel = channel
+                await aio.end_elsewhere(partial(self._raise_broken, error, channel, attempt), error, attempt)
+            channel.calls += 1
+            if channel.calls >= channel.look_at:
+                self._account(channel.worker)
+            if kind != _RESULT:
+                self._raise_error(
+                    payload, buffers, channel, _Attempt(self, function, args, kwargs, timeout, None, None, None)
+                )
+            result = channel.decoder.decode(payload, buffers)
+            outcome = _OK
+        except BaseException as error:
+            outcome = _outcome_of(error)
+            raise
+        finally:
+            ended = _clock()
+            if attempt is None or not attempt.kept:
+                channel.used_at = ended
+                channel.owner = None
+                dispatcher.give(channel)
+            self._observed[function, outcome].observe(ended - began, ended)
+        if result.__class__ is Stream:
+            result.timeout = timeout
+        return result
 
-        await give_way()
+    def _bring_aio(self) -> Any:
+        from . import aio
+
+        self._aio = aio
+        return aio
+
+    async def _call_async_slowly(
+        self,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None,
+        worker: Worker | None,
+    ) -> Any:
+        """``call_async`` for whatever is not the ordinary case, which now includes waiting for a worker."""
         trace = tracing.begin(self.service, function)
         retries = 0 if options is None else options.retries
         while True:
@@ -446,12 +534,6 @@ class Pool:
         except WaitedTooLong:
             raise self._queued_too_long(function, timeout) from None
 
-    def _enter_again(self, channel: Channel, function: str, began: float, timeout: float | None) -> Channel:
-        """The channel that was taken belongs to a worker that has just ended."""
-        channel.retired = True
-        self._dispatcher.give(channel)
-        return self._enter(function, began, timeout, None)
-
     def _check_enter(self, worker: Worker | None) -> None:
         self._check_open()
         if worker is None:
@@ -462,6 +544,11 @@ class Pool:
     def _take(self, attempt: _Attempt) -> Channel:
         nest = attempt.nest
         if nest is None:
+            if attempt.worker is None and not self._dispatcher.queue:
+                try:
+                    return self._dispatcher.take()
+                except IndexError:
+                    pass
             return self._enter(attempt.function, attempt.began, attempt.timeout, attempt.worker)
         left = -1.0 if attempt.timeout is None else attempt.timeout
         if not nest.turn.acquire(timeout=left):
@@ -619,11 +706,13 @@ class Pool:
     def _raise_broken(self, error: BaseException, channel: Channel, attempt: _Attempt) -> NoReturn:
         """The exchange did not end with an answer. Returns only once the call has ended, or its worker has."""
         function, timeout, conversation = attempt.function, attempt.timeout, channel.connection.conversation
-        if isinstance(error, LocalProtocolError) and conversation.depth == attempt.depth:
+        # An earlier call on this channel was never answered: whoever needs this very worker may still get it.
+        is_broken = isinstance(error, LocalProtocolError) and conversation.state in _WAITING
+        if isinstance(error, LocalProtocolError) and conversation.depth == attempt.depth and not is_broken:
             # Too large for a frame: nothing was sent, and the worker is as good as before.
             raise EncodeError(f"the arguments of {self.service}.{function} cannot be passed: {error}") from None
         worker = channel.worker
-        if isinstance(error, ConnectionClosed):
+        if is_broken or isinstance(error, ConnectionClosed):
             channel.retired = True
             self._raise_gone(channel, attempt)
         if isinstance(error, ProtocolError):
