@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from atoll_worker.wire import Bytes
 
 
+running_loop = asyncio.get_running_loop
+
 # Seconds.
 _GIVE_WAY_EVERY = 1e-3
 # A sleep is cut short this often to look again, so that a lost wake would never be a hang.
 _LOOK_AGAIN = 1.0
 
-_gave_way_at = 0.0
+# When a call is to let the loop do other things first; public, so that a call need not ask in vain.
+give_way_at = 0.0
 
 
 class Attempt(Protocol):
@@ -41,11 +44,10 @@ class Attempt(Protocol):
 
 
 async def give_way() -> None:
-    """Let the loop do other things, if that was not done lately."""
-    global _gave_way_at
-    if time.monotonic() - _gave_way_at > _GIVE_WAY_EVERY:
-        await asyncio.sleep(0)
-        _gave_way_at = time.monotonic()
+    """Let the loop do other things; to be done once ``give_way_at`` has passed."""
+    global give_way_at
+    await asyncio.sleep(0)
+    give_way_at = time.monotonic() + _GIVE_WAY_EVERY
 
 
 async def exchange(
@@ -56,13 +58,19 @@ async def exchange(
         try:
             return connection.exchange(wire.PICKLE, payload, buffers, sleep=False, kind=kind)
         except WouldSleep:
-            loop = asyncio.get_running_loop()
+            pass
     else:
         loop = asyncio.get_running_loop()
         left = connection.start_send(kind, wire.PICKLE, payload, buffers)
         while left:
             await _wait(loop, connection, loop.add_writer, loop.remove_writer, deadline)
             left = connection.continue_send(left)
+    return await answer(connection, deadline)
+
+
+async def answer(connection: Connection, deadline: float | None) -> Reply:
+    """Wait for the next frame."""
+    loop = asyncio.get_running_loop()
     frame = connection.poll_frame()
     while frame is None:
         try:

@@ -272,11 +272,11 @@ class Dispatcher:
                 return waiter
             self.queue.append(waiter)
             self._lines.setdefault(worker, deque()).append(waiter)
-        if worker is None:
-            self._wanted()
-        elif not worker.alive:
+        if worker is not None and not worker.alive:
             self._fail_those_who(lambda one: one is waiter, worker.gone)
         self.pass_on()
+        if worker is None and waiter.outcome is None:
+            self._wanted()
         return waiter
 
     def _is_full(self) -> bool:
