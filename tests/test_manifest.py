@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_overloads
 
 import msgspec
 import pytest
@@ -22,7 +22,7 @@ import atoll
 from atoll.errors import ManifestError
 from atoll.manifest import ServiceSpec, function_spec, load_spec, manifest_schema
 from atoll.manifest.script_header import header_text
-from atoll.manifest.sources import DOCUMENTED
+from atoll.manifest.sources import DOCUMENTED, MORE_DOCUMENTED
 from atoll.manifest.spec import FIELDS
 
 HEADER = """\
@@ -424,6 +424,12 @@ def test_an_empty_name_is_refused() -> None:
 def test_the_options_that_messages_list_are_the_documented_ones() -> None:
     parameters = inspect.signature(atoll.Service).parameters.values()
     assert tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY) == DOCUMENTED
+    with_options = inspect.signature(get_overloads(atoll.function)[-1]).parameters
+    assert tuple(with_options) == (*DOCUMENTED, *MORE_DOCUMENTED["atoll.function"])
+    with pytest.raises(ManifestError, match="did you mean idempotent"):
+        atoll.function(idempotnt=True)(lambda: 1)  # type: ignore[call-overload]
+    with pytest.raises(ManifestError, match="did you mean host"):
+        atoll.function(hots={})(lambda: 1)  # type: ignore[call-overload]
 
 
 def test_a_key_that_looks_mistyped_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

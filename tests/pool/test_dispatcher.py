@@ -300,7 +300,7 @@ def test_a_loop_that_was_closed_with_a_task_in_the_queue() -> None:
     dispatcher.give(channel)  # it passes through the dead task to nobody
     assert all_free(dispatcher)
     channel = dispatcher.take()
-    task.get_coro().close()  # type: ignore[union-attr]  # as garbage collection does: must not give for somebody else
+    task.get_coro().close()  # as garbage collection does: must not give for somebody else
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     with pytest.raises(IndexError):
         dispatcher.take()
@@ -323,7 +323,7 @@ def test_any_number_of_dead_tasks_is_passed() -> None:
     dispatcher.give(channel)
     assert all_free(dispatcher)
     for task in tasks:
-        task.get_coro().close()  # type: ignore[union-attr]
+        task.get_coro().close()
         task._log_destroy_pending = False  # type: ignore[attr-defined]
     assert all_free(dispatcher)
 
@@ -487,7 +487,7 @@ def test_a_retired_worker_takes_no_more_calls() -> None:
     """Neither its idle channels nor, once their calls are through, the busy ones; then it is free to go."""
     leaving, staying = Worker("leaving", 2), Worker("staying", 2)
     dispatcher = make(leaving, staying, concurrency=2)
-    busy = []
+    busy: list[Any] = []
     while not any(channel.worker is leaving for channel in busy):
         busy.append(dispatcher.take())
     dispatcher.retire(leaving)
@@ -733,7 +733,12 @@ def test_joining_a_long_queue_costs_no_look_at_everybody_in_it(monkeypatch: pyte
     dispatcher.take(), dispatcher.take()
     looks: list[Any] = []
     find = dispatcher._find
-    monkeypatch.setattr(dispatcher, "_find", lambda worker: looks.append(worker) or find(worker))
+
+    def noted(worker: Any) -> Any:
+        looks.append(worker)
+        return find(worker)
+
+    monkeypatch.setattr(dispatcher, "_find", noted)
 
     async def main() -> None:
         needed = [None, one, other]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from atoll_worker import Service, expose
-from atoll_worker.service import FunctionTable, table_of_module
+from atoll_worker.service import FunctionTable, is_coroutine_function, is_generator_function, table_of_module
 
 
 def table(source: str, class_name: str | None = None) -> FunctionTable:
@@ -52,8 +52,10 @@ def test_what_expose_refuses() -> None:
         expose(len)
 
 
-def test_expose_refuses_what_a_call_cannot_finish() -> None:
-    """Coroutine and generator functions, also as methods: what calling one returns cannot cross."""
+def test_expose_takes_functions_of_every_kind() -> None:
+    """Coroutine functions are run to their end and generator functions of both kinds give streams, also as methods."""
+
+    def plain() -> None: ...
 
     async def coroutine() -> None: ...
 
@@ -63,14 +65,21 @@ def test_expose_refuses_what_a_call_cannot_finish() -> None:
     async def both() -> AsyncIterator[int]:
         yield 1
 
-    for function, kind in (
-        (coroutine, "'coroutine' is a coroutine function"),
-        (generator, "'generator' is a generator function"),
-        (both, "'both' is an async generator function"),
-        (staticmethod(generator), "'generator' is a generator function"),
+    for function, is_coroutine, is_generator in (
+        (plain, False, False),
+        (coroutine, True, False),
+        (generator, False, True),
+        (both, False, True),
     ):
-        with pytest.raises(TypeError, match=f"@expose: {kind}; this version calls plain functions only: "):
-            expose(function)  # type: ignore[call-overload]
+        assert expose(function) is function
+        assert (is_coroutine_function(function), is_generator_function(function)) == (is_coroutine, is_generator)
+
+        class Holder:
+            method = expose(staticmethod(function))
+            bound = function
+
+        for taken in (Holder.method, Holder().bound):
+            assert (is_coroutine_function(taken), is_generator_function(taken)) == (is_coroutine, is_generator)
 
 
 def test_functions_of_a_module() -> None:

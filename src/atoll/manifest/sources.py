@@ -45,7 +45,10 @@ DOCUMENTED = (
     "nice",
     "open_files",
     "sandbox",
+    "host",
 )
+# And what else one of them has. Neither these nor `host` are of a spec: they are not for manifests.
+MORE_DOCUMENTED = {"atoll.function": ("idempotent",)}
 
 
 def mistyped(key: str) -> str | None:
@@ -150,10 +153,11 @@ def _options(options: dict[str, Any], of: str) -> dict[str, Any]:
     """Options of a public name, checked. Unlike a manifest's, an unknown one is a slip of the pen."""
     for key in options:
         if key not in FIELDS:
-            near = difflib.get_close_matches(key, DOCUMENTED, 1)
+            known = (*DOCUMENTED, *MORE_DOCUMENTED.get(of, ()))
+            near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ManifestError(
-                f"option {key} of {of}: there is no such option{hint} (there are: {', '.join(DOCUMENTED)})"
+                f"option {key} of {of}: there is no such option{hint} (there are: {', '.join(known)})"
             )
     return _layer(options, Place.options(of))
 
