@@ -14,11 +14,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import CircuitOpen, WorkerDied, WorkerStartError
 from ..manifest.options import Breaker, Recycle, Restart
-from ..processes import tree_rss, usage, warden
+from ..processes import output_reader, tree_rss, usage, warden
 from .lifecycle import (
     Action,
     Cause,
@@ -271,25 +272,29 @@ class Supervisor:
                 worker = self._workers.get(action.worker)
                 if worker is not None:
                     if not self._closing.is_set():
-                        logger.warning("%s: worker pid %d is killed: %s", self._service, worker.pid, action.why)
+                        self._say(logging.WARNING, "worker pid %d is killed: %s", worker.pid, action.why)
                     worker.end(action.cause, action.why)
             elif isinstance(action, Ping):
                 worker = self._workers.get(action.worker)
                 if worker is not None:
                     worker.ping()
             elif isinstance(action, OpenBreaker):
-                logger.error(
-                    "%s: calls are refused for %.1f s: %s",
-                    self._service,
+                self._say(
+                    logging.ERROR,
+                    "calls are refused for %.1f s: %s",
                     max(0.0, action.until - time.monotonic()),
                     action.reason,
                 )
                 for worker in self.workers:
                     self._set_unproven(worker, True)
             elif isinstance(action, CloseBreaker):
-                logger.warning("%s: workers serve again", self._service)
+                self._say(logging.WARNING, "workers serve again")
         self._refuse_waiting()
         self._set_timer()
+
+    def _say(self, level: int, message: str, *args: object) -> None:
+        """To the log. Its handlers are the user's and may block or raise, so they do not run on the warden's thread."""
+        output_reader().post(partial(logger.log, level, "%s: " + message, self._service, *args))
 
     def _refuse_waiting(self) -> None:
         if self._dispatcher.queue:
@@ -408,7 +413,7 @@ class Supervisor:
         fatal = not isinstance(error, WorkerDied) and not self._was_ready
         actions = self._policy.failed(worker.number, time.monotonic(), _first_line(error), fatal=fatal)
         if not self._closing.is_set():
-            logger.warning("%s: a worker could not be started: %s", self._service, _first_line(error))
+            self._say(logging.WARNING, "a worker could not be started: %s", _first_line(error))
         starting = any(not one.is_serving for one in self.workers)
         if self._dispatcher.serving_since is None and not starting:
             self._last_error = error
@@ -424,7 +429,7 @@ class Supervisor:
         if worker is None:
             return
         if not self._closing.is_set():
-            logger.info("%s: worker pid %d is let go: %s", self._service, worker.pid, action.why)
+            self._say(logging.INFO, "worker pid %d is let go: %s", worker.pid, action.why)
         worker.cause = worker.cause or Cause.RETIRED
         worker.why = worker.why or action.why
 
@@ -449,7 +454,7 @@ class Supervisor:
         reason = worker.why or _how_it_ended(worker)
         if not self._closing.is_set():
             if cause not in (Cause.RETIRED, Cause.CANCELLED):
-                logger.warning("%s: worker pid %d ended: %s", self._service, process.pid, reason)
+                self._say(logging.WARNING, "worker pid %d ended: %s", process.pid, reason)
             self._restart_reason = str(cause)
             self._do(self._policy.ended(worker.number, time.monotonic(), cause, reason))
         self._tell_changed()
