@@ -103,10 +103,10 @@ ORACLE = """\
         return question
 
     @expose
-    def breed(count):
-        "Children with children, which leave the session, deaf to signals."
+    def breed(count, new_session):
+        "Children with children, deaf to polite signals."
         text = "trap '' HUP TERM INT; sleep 600 & sleep 600"
-        return [subprocess.Popen(["setsid", "sh", "-c", text]).pid for _ in range(count)]
+        return [subprocess.Popen(["sh", "-c", text], start_new_session=new_session).pid for _ in range(count)]
 
     @expose
     def whoami():

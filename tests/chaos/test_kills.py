@@ -287,6 +287,6 @@ def test_a_crash_loop(oracle: Oracle) -> None:
         try:
             answers.append(service.answer(5))
         except atoll.CircuitOpen as error:
-            threading.Event().wait(min(error.retry_in, 0.1))
+            threading.Event().wait(min(error.retry_in or 0.0, 0.1))
     assert answers == [(5, b"")]
     calm(service, 1)
