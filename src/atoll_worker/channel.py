@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import RLock, get_ident
+from _thread import RLock, allocate_lock, get_ident
 from collections import deque
 
 from . import wire
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     Answer = Tuple[int, int, Bytes, Sequence[Bytes]]  # kind, codec, payload, buffers
 
+# Seconds after which a thread that waits for its turn looks whether the call is still in progress.
+_LOOK_AGAIN = 0.05
 _CALL_LABELS = (("args", 1), ("kwargs", 2))
 _CALL_NUMBER = wire.CALL_NUMBER
 _OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -62,7 +64,9 @@ class Channel:
         is_fork: whether this process is a child that user code forked: it has the connection too, and must not answer
             for the worker.
         meta: what the caller said of the call in progress.
-        cancelled_call: number of the call that was cancelled last.
+        cancelled_call: id of the call that was cancelled last.
+        interrupted_call: id of the call that is to be interrupted.
+        unsettled: an interruption was sent, or is being sent, to the serving thread.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Channel:
         self.task: Optional[Task[Any]] = None  # that runs the coroutine of the call
         self.cancelled_call = 0
         self.interrupted_call = 0
+        self.unsettled = False
+        self._cancelled_task = 0  # id of the call whose task was cancelled
         self.pending: Deque[Callable[[], None]] = deque()  # to be done between calls, on the serving thread
         self.is_fork = False
         self._end_fork = end_fork
@@ -91,6 +97,9 @@ class Channel:
         # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
         self._decoder = Decoder(checked=False, side="the worker", lending=lending)
         self._turn = RLock()  # held by whoever moves frames; it knows its owner, which an interruption makes us forget
+        self._is_broken = False  # the host hung up on somebody who called back
+        self._waiting: Deque[Any] = deque()  # locks of those whose answer must wait for that of a deeper call
+        connection.before_deep_reply = self._wait_for_deeper
 
     @property
     def call_number(self) -> int:
@@ -98,12 +107,26 @@ class Channel:
         conversation = self.connection.conversation
         return conversation.call_id & _CALL_NUMBER if conversation.depth else 0
 
+    def concerns(self, call_id: int) -> bool:
+        """Whether the call of this id is in progress: the innermost one, or one around it."""
+        conversation = self.connection.conversation
+        now = conversation.call_id
+        return 0 < call_id <= now and (now ^ call_id) & _CALL_NUMBER == 0 and conversation.depth != 0
+
     # -- serving ---------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Answer calls until the host closes the connection."""
         self.thread = get_ident()
         self._turn.acquire()
+        while True:
+            try:
+                self._serve()
+                return
+            except Cancelled as late:  # struck once more, in the very moment of leaving user code
+                self._reply(*self._raised(self._come_back(late)))
+
+    def _serve(self) -> None:
         receive = self.connection.receive_call
         reply = self.connection.reply
         decode = self._decoder.decode
@@ -134,6 +157,8 @@ class Channel:
                 self.in_user_code = True
                 result = function(*args, **kwargs)
                 self.in_user_code = False
+                if self.unsettled:
+                    self._interruption.settle(self)
                 enter()
             except BaseException as error:
                 self._reply(*self._raised(self._come_back(error)))
@@ -161,16 +186,33 @@ class Channel:
     def _run(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a function of the user's, from a place where this thread has the turn."""
         serving = get_ident() == self.thread
+        call_id = self.connection.conversation.call_id
         try:
             self._turn.release()
             self.in_user_code = serving
             result = function(*args, **kwargs)
             if serving:
                 self.in_user_code = False
+                if self.unsettled:
+                    self._interruption.settle(self)
             self._turn.acquire()
         except BaseException as error:
             raise self._come_back(error) from None
+        finally:
+            self._wait_for_deeper(call_id)
         return result
+
+    def _wait_for_deeper(self, call_id: int) -> None:
+        """Let calls that another thread is in the middle of come to their end before the call of this id is answered:
+        an answer is always to the innermost one. To be called, and returns, with the turn held once."""
+        conversation = self.connection.conversation
+        while conversation.call_id > call_id and conversation.depth and not self._is_broken:
+            deeper = allocate_lock()
+            deeper.acquire()
+            self._waiting.append(deeper)
+            self._turn.release()
+            deeper.acquire()
+            self._turn.acquire()
 
     def _come_back(self, error: BaseException) -> BaseException:
         """Back from user code, which raised; returns what it raised. An interruption may still strike at any line."""
@@ -178,7 +220,7 @@ class Channel:
             try:
                 if get_ident() == self.thread:
                     self.in_user_code = False
-                    self._interruption.settle()
+                    self._interruption.settle(self)
                 while not self._turn._is_owned():  # type: ignore[attr-defined]
                     self._turn.acquire()
                 return error
@@ -196,6 +238,13 @@ class Channel:
             result = self._run(function, args, kwargs)
         except BaseException as error:
             return self._raised(error)
+        finally:
+            # The next one of the same depth has the same id.
+            call_id = self.connection.conversation.call_id
+            if self.interrupted_call == call_id:
+                self.interrupted_call = 0
+        if self.cancelled_call == call_id:
+            self.cancelled_call = 0
         self._end_fork(None)
         encoder = self._encoder
         try:
@@ -213,8 +262,12 @@ class Channel:
     def _raised(self, error: BaseException) -> Answer:
         """The function raised."""
         self._end_fork(error)
-        if self.cancelled_call and self.cancelled_call == self.call_number and _is_cancellation(error):
-            return self._described({"atoll": "Cancelled", "message": ""})
+        cancelled = self.cancelled_call
+        if self.concerns(cancelled):
+            if cancelled > _CALL_NUMBER and cancelled == self.connection.conversation.call_id:
+                self.cancelled_call = 0  # the next one of the same depth has the same id
+            if _is_cancellation(error):
+                return self._described({"atoll": "Cancelled", "message": ""})
         return self._described(describe_raised(error))
 
     def _unencodable(self, error: BaseException, result: object) -> Answer:
@@ -270,20 +323,29 @@ class Channel:
             EncodeError: an argument cannot cross.
         """
         serving = get_ident() == self.thread
-        was_in_user_code = self.in_user_code
+        number = self.call_number
         if serving:
-            self.in_user_code = False
-        self._turn.acquire()
+            self._leave_user_code()
+            self._turn.acquire()
+        else:
+            while number and not self._turn.acquire(timeout=_LOOK_AGAIN):
+                if self.call_number != number:
+                    number = 0  # between calls the serving thread keeps the turn
         try:
-            number = self.call_number
-            if not number:
+            if not number or self.call_number != number:
                 raise AtollError("the host can be called while a call is in progress, and none is any more")
             answer = self._exchange(function, args, kwargs)
+        except ConnectionClosed:
+            self._is_broken = True
+            raise
         finally:
-            self._turn.release()
+            while self._waiting:
+                self._waiting.popleft().release()
+            if number:
+                self._turn.release()
             if serving:
-                self.in_user_code = was_in_user_code
-        if serving and self.interrupted_call == number:
+                self.in_user_code = True
+        if serving and self.concerns(self.interrupted_call):
             self.interrupted_call = 0
             raise Cancelled("the call was cancelled")
         kind, payload, buffers = answer
@@ -291,6 +353,22 @@ class Channel:
         if kind == wire.RESULT:
             return value
         self._raise(value, function)
+
+    def _leave_user_code(self) -> None:
+        """The serving thread calls back.
+
+        Raises:
+            AtollError: it is not in user code, but in the midst of moving a frame: a destructor runs there.
+        """
+        if not self.in_user_code:
+            raise AtollError("the host cannot be called from what runs while a value is passed, such as a destructor")
+        try:
+            self.in_user_code = False
+            if self.unsettled:
+                self._interruption.settle(self)
+        except BaseException:
+            self.in_user_code = True
+            raise
 
     def _exchange(self, function: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[int, Bytes, Any]:
         encoder = self._encoder
@@ -324,27 +402,30 @@ class Channel:
 
     # -- cancelling ------------------------------------------------------------------------------------------
 
-    def cancel(self, number: int, cooperative: bool) -> None:
+    def cancel(self, call_id: int, cooperative: bool) -> None:
         """The host wants a call to end. On the control thread.
 
         Args:
-            number: of the call.
+            call_id: of the call; perhaps it is on its way yet.
             cooperative: only say so to code that asks.
         """
-        if self.call_number != number:
-            return
-        self.cancelled_call = number
+        conversation = self.connection.conversation
+        if call_id & _CALL_NUMBER < conversation.call_id & _CALL_NUMBER or (
+            call_id & _CALL_NUMBER == conversation.call_id & _CALL_NUMBER and not conversation.depth
+        ):
+            return  # it has ended
+        self.cancelled_call = call_id
         if cooperative:
             return
         task = self.task
-        if task is not None and self.interrupted_call != number:
-            self.interrupted_call = number  # the next time, whatever runs is interrupted
+        if task is not None and self._cancelled_task != call_id and self.concerns(call_id):
+            self._cancelled_task = call_id  # the next time, whatever runs is interrupted
             try:
                 task.get_loop().call_soon_threadsafe(task.cancel)
             except RuntimeError:
                 pass  # the loop is closed
             return
-        self.interrupted_call = number
+        self.interrupted_call = call_id
         self._interruption.interrupt(self)
 
     def poke(self) -> None:

@@ -13,7 +13,7 @@ from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Task
+    from asyncio import AbstractEventLoop, Future, Task
     from typing import Any, Callable, Coroutine, Optional
 
 
@@ -21,10 +21,10 @@ class Loop:
     """The event loop of a worker. Made on its main thread.
 
     Args:
-        on_task: told of the task that runs for a call, and None after it.
+        on_task: told of the task that runs for a call, and after it of the one it returned then.
     """
 
-    def __init__(self, on_task: Callable[[Optional[Task[Any]]], None]) -> None:
+    def __init__(self, on_task: Callable[[Optional[Task[Any]]], Optional[Task[Any]]]) -> None:
         import asyncio
 
         self.asyncio = asyncio
@@ -43,7 +43,7 @@ class Loop:
         if get_ident() != self._thread or self.asyncio._get_running_loop() is not None:
             return _elsewhere(coroutine)
         task: Task[Any] = loop.create_task(coroutine)
-        self._on_task(task)
+        outer = self._on_task(task)
         try:
             return loop.run_until_complete(task)
         except BaseException:
@@ -55,14 +55,14 @@ class Loop:
                     pass
             raise
         finally:
-            self._on_task(None)
+            self._on_task(outer)
 
     async def _as_task(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        self._on_task(self.asyncio.current_task())
+        outer = self._on_task(self.asyncio.current_task())
         try:
             return await coroutine
         finally:
-            self._on_task(None)
+            self._on_task(outer)
 
     @property
     def is_running(self) -> bool:
@@ -73,6 +73,13 @@ class Loop:
     def has_tasks(self) -> bool:
         """Whether user code left tasks behind that want to run."""
         return bool(self.asyncio.all_tasks(self.loop))
+
+    def turn(self) -> None:
+        """Let what was left to the loop begin: an asynchronous generator that was collected is to be closed."""
+        if not self.loop.is_running():
+            for _ in range(2):
+                self.loop.call_soon(self.loop.stop)
+                self.loop.run_forever()
 
     def run_until_readable(self, fd: int) -> None:
         """Let the tasks run until the descriptor can be read, or none is left."""
@@ -116,17 +123,21 @@ class Loop:
         loop.close()
 
 
-def _elsewhere(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """On a thread and a loop of its own."""
+def _elsewhere(
+    coroutine: Coroutine[Any, Any, Any], complete: Optional[Callable[[Coroutine[Any, Any, Any]], Any]] = None
+) -> Any:
+    """On a thread of its own, and a loop of its own if none is given."""
     import asyncio
     import contextvars
     import threading
+
+    run_to_end = complete or asyncio.run
 
     outcome = []
 
     def run() -> None:
         try:
-            outcome.append((True, asyncio.run(coroutine)))
+            outcome.append((True, run_to_end(coroutine)))
         except BaseException as error:
             outcome.append((False, error))
 
@@ -140,10 +151,81 @@ def _elsewhere(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise value
 
 
+async def on_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function on a thread of its own, in this context. As ``asyncio.to_thread``, but it never waits for a
+    thread to be free, which calls nested in each other might do for ever."""
+    import asyncio
+    import contextvars
+    import threading
+
+    loop = asyncio.get_running_loop()
+    outcome: Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: Optional[BaseException]) -> None:
+        if outcome.done():
+            return  # the task was cancelled
+        if error is None:
+            outcome.set_result(value)
+        elif isinstance(error, StopIteration):  # no future takes that
+            outcome.set_exception(RuntimeError(f"StopIteration was raised: {error}"))
+        else:
+            outcome.set_exception(error)
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            value = function(*args)
+        except BaseException as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(settle, value, failure)
+        except RuntimeError:
+            pass  # the loop was closed under its task
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="atoll-callback", daemon=True).start()
+    return await outcome
+
+
 _loop: Optional[Loop] = None
 
 # The loop that a callback's coroutines belong to, in a host whose caller awaits.
 home: ContextVar[Optional[AbstractEventLoop]] = ContextVar("atoll_home", default=None)
+
+
+class OwnLoop:
+    """An event loop for what has to run on the same one each time, such as an asynchronous generator; of its own only
+    where there is no other."""
+
+    def __init__(self) -> None:
+        self._loop: Optional[AbstractEventLoop] = None
+
+    def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """As ``completion.complete``."""
+        if _loop is not None:
+            return _loop.complete(coroutine)
+        import asyncio
+
+        present = asyncio._get_running_loop()
+        own = home.get()
+        if own is not None and own.is_running() and own is not present:
+            return asyncio.run_coroutine_threadsafe(coroutine, own).result()
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        if present is None:
+            return self._loop.run_until_complete(coroutine)
+        return _elsewhere(coroutine, self._loop.run_until_complete)
+
+    def close(self) -> None:
+        """End what was begun on it. Idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            try:
+                self._loop = loop
+                self.complete(loop.shutdown_asyncgens())
+            finally:
+                self._loop = None
+                loop.close()
 
 
 def use(loop: Loop) -> None:

@@ -98,6 +98,8 @@ class Connection:
         self.asleep_for = 0.0  # seconds that the last wait slept; 0.0 if it did not go that far
         self.on_idle: Optional[Callable[[], None]] = None  # called once, when a sleep without deadline gets long
         self.on_wait: Optional[Callable[[], None]] = None  # called before each sleep; may wait for the socket itself
+        # Called before a reply while calls within the one to be answered are in progress, with the id of the latter.
+        self.before_deep_reply: Optional[Callable[[int], None]] = None
         # Called when both ends have shared one processor for some calls in a row.
         self.on_together: Optional[Callable[[], None]] = None
         self._together = 0
@@ -515,6 +517,8 @@ class Connection:
         length = len(payload)
         conversation = self.conversation
         if lane is None or buffers or length > _INLINE or conversation.state is not CALLING or kind not in _ANSWERS:
+            if conversation.state is not CALLING and self.before_deep_reply is not None:
+                self.before_deep_reply(conversation.call_id & wire.CALL_NUMBER)
             self.send(kind, codec, payload, buffers)
             return
         conversation.state = IDLE

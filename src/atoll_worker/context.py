@@ -89,9 +89,9 @@ class WorkerLending(Lending):
         return channel_now().ask(INVOKE, (target, method, args, kwargs), {})
 
     def invoke_async(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Awaitable[Any]:
-        import asyncio
+        from .completion import on_thread
 
-        return asyncio.to_thread(self.invoke, target, method, args, kwargs)
+        return on_thread(self.invoke, target, method, args, kwargs)
 
     def give_back(self, number: int, received: int) -> None:
         self._give_back(number, received)
@@ -218,7 +218,7 @@ def cancelled() -> bool:
     if not channels:
         return False
     channel = channel_now()
-    return channel.cancelled_call != 0 and channel.cancelled_call == channel.call_number
+    return channel.concerns(channel.cancelled_call)
 
 
 class Calls:

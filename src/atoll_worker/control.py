@@ -23,14 +23,14 @@ class Control:
     """The worker's end of the control connection.
 
     Attributes:
-        on_cancel: index of the data connection, number of the call, whether only to say so to code that asks.
+        on_cancel: index of the data connection, id of the call, whether only to say so to code that asks.
         on_release: number of a lent object, how often it was received.
     """
 
     def __init__(self, sock: socket) -> None:
         self._sock = sock
         self.outbox = Outbox(sock)
-        self.on_cancel: Callable[[int, int, bool], None] = lambda index, number, cooperative: None
+        self.on_cancel: Callable[[int, int, bool], None] = lambda index, call_id, cooperative: None
         self.on_release: Callable[[int, int], None] = lambda number, received: None
 
     def start(self) -> None:

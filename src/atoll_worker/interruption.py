@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _FOLDER = __file__.rpartition("/")[0]
-_NOT_HERE = tuple(f"{_FOLDER}/{name}.py" for name in ("outbox", "references", "logs"))
+_NOT_HERE = tuple(f"{_FOLDER}/{name}.py" for name in ("outbox", "references", "logs", "wire"))
 
 
 def _signal_number() -> Optional[int]:
@@ -55,7 +55,7 @@ class MainThread:
         if self._number is not None:
             self._kill(channel.thread, self._number)
 
-    def settle(self) -> None:
+    def settle(self, channel: Channel) -> None:
         """After this no interruption comes late. Nothing is to be done: the handler looks before it raises."""
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -66,8 +66,7 @@ class MainThread:
             if channel.call_number == 0:
                 channel.do_pending()
         elif (
-            channel.interrupted_call
-            and channel.interrupted_call == channel.call_number
+            channel.concerns(channel.interrupted_call)
             # A frame on the control connection must not be cut, nor a lock be left taken. The host asks again.
             and frame.f_code.co_filename not in _NOT_HERE
         ):
@@ -87,13 +86,17 @@ class OtherThread:
         import ctypes
 
         with self._lock:
-            if channel.in_user_code and channel.interrupted_call == channel.call_number:
+            # Said before looking: whoever leaves user code meanwhile sees it, and waits for this lock.
+            channel.unsettled = True
+            if channel.in_user_code and channel.concerns(channel.interrupted_call):
+                channel.interrupted_call = 0
                 self._sent_to = channel.thread
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(channel.thread), ctypes.py_object(Cancelled))
 
-    def settle(self) -> None:
+    def settle(self, channel: Channel) -> None:
         """After this no interruption comes late: one that was sent and has not struck yet is withdrawn."""
         with self._lock:
+            channel.unsettled = False
             if self._sent_to:
                 import ctypes
 

@@ -24,6 +24,7 @@ from .references import INVOKE, READ
 from .service import (
     DESCRIBE,
     FunctionTable,
+    is_async_generator_function,
     is_coroutine_function,
     is_generator_function,
     is_idempotent,
@@ -50,12 +51,12 @@ def main(argv: List[str]) -> None:
     ``argv``: descriptors of the control connection and the lifeline, whether to spin (``1`` or ``0``), then
     ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1 for none).
     """
-    control_fd, lifeline_fd = (_out_of_reach(int(text)) for text in argv[:2])
-    pairs = [[_out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[3:]]
+    control_fd, lifeline_fd = (out_of_reach(int(text)) for text in argv[:2])
+    pairs = [[out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[3:]]
     lifeline.hold(lifeline_fd)
     stacks.offer()
     stacks.tell_crashes()
-    _take_own_folder_off_path()
+    take_own_folder_off_path()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     control = Control(socket(AF_UNIX, SOCK_STREAM, 0, fileno=control_fd))
@@ -80,7 +81,8 @@ def _connection(data_fd: int, lane_fd: int, spin: bool) -> Connection:
     return Connection(socket(AF_UNIX, SOCK_STREAM, 0, fileno=data_fd), lane, "server", spin=spin)
 
 
-def _out_of_reach(fd: int) -> int:
+def out_of_reach(fd: int) -> int:
+    """Move a descriptor to a number that user code has no reason to touch; returns the number."""
     if fd < 0:
         return fd
     import fcntl
@@ -94,7 +96,8 @@ def _out_of_reach(fd: int) -> int:
     return moved
 
 
-def _take_own_folder_off_path() -> None:
+def take_own_folder_off_path() -> None:
+    """Nothing of this package's folder can be imported by user code as a module of its own."""
     folder = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
     sys.argv[:] = [folder]
@@ -143,18 +146,23 @@ class Runtime:
         for channel in context.channels:
             channel.is_fork = True
 
-    def _cancel(self, index: int, number: int, cooperative: bool) -> None:
+    def _cancel(self, index: int, call_id: int, cooperative: bool) -> None:
         if index < len(context.channels):
-            context.channels[index].cancel(number, cooperative)
+            context.channels[index].cancel(call_id, cooperative)
 
     def _release(self, number: int, received: int) -> None:
         """The host needs a lent object no more. Its destructor is user code: not for the control thread."""
         if len(context.channels) == 1:
             channel = context.channels[0]
-            channel.pending.append(lambda: self.lending.take_back(number, received))
+            channel.pending.append(lambda: self._take_back(number, received))
             channel.poke()
         else:
             start_new_thread(self.lending.take_back, (number, received))
+
+    def _take_back(self, number: int, received: int) -> None:
+        self.lending.take_back(number, received)
+        if self._loop is not None:
+            self._loop.turn()
 
     def end_fork(self, error: Optional[BaseException] = None) -> None:
         """End this process if it is a child that user code forked and that fell through to atoll's own code.
@@ -231,10 +239,11 @@ class Runtime:
         """What the host calls by name: the service's functions, and those that every worker has."""
         functions = self._functions
         for name, function in self.table.functions.items():
-            if is_coroutine_function(function):
-                if self._loop is None:
-                    self._loop = completion.Loop(self._on_task)
-                    completion.use(self._loop)
+            is_coroutine = is_coroutine_function(function)
+            if self._loop is None and (is_coroutine or is_async_generator_function(function)):
+                self._loop = completion.Loop(self._on_task)
+                completion.use(self._loop)
+            if is_coroutine:
                 function = run_to_end(function)
             functions[name] = function
         calls = context.Calls(functions)
@@ -245,10 +254,12 @@ class Runtime:
         functions[context.MAP] = calls.map
 
     @staticmethod
-    def _on_task(task: Any) -> None:
+    def _on_task(task: Any) -> Any:
         channel = context.current_channel.get()
-        if channel is not None:
-            channel.task = task
+        if channel is None:
+            return None
+        before, channel.task = channel.task, task
+        return before
 
     # -- calls -----------------------------------------------------------------------------------------------
 

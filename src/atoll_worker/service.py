@@ -90,6 +90,11 @@ def is_generator_function(function: Any) -> bool:
     return bool(_flags(function) & (_GENERATOR | _ASYNC_GENERATOR)) and not is_coroutine_function(function)
 
 
+def is_async_generator_function(function: Any) -> bool:
+    """Whether calling it gives an asynchronous generator."""
+    return bool(_flags(function) & _ASYNC_GENERATOR)
+
+
 def is_idempotent(function: Any) -> bool:
     """Whether its author said that calling it twice does no more than calling it once."""
     return bool(getattr(function, _IDEMPOTENT, False))

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, List, Optional, Tuple
 
+    from .completion import OwnLoop
+
 BATCH_SECONDS = 0.001
 BATCH_BYTES = 1 << 18
 MAX_BATCH = 4096
@@ -42,6 +44,7 @@ class Outlet:
         self._raised: Optional[BaseException] = None
         self._lock = allocate_lock()
         self._closed = False
+        self._loop: Optional[OwnLoop] = None  # that the iterator runs on, if it is asynchronous
 
     def take(self, maximum: int) -> Any:
         """The next items, at least one unless it has ended, and whether it has ended.
@@ -59,12 +62,23 @@ class Outlet:
             if self._closed:
                 return [], True
             if hasattr(type(self._iterator), "__anext__"):
-                from .completion import complete
-
-                return complete(self._take_async(maximum))
+                return self._own_loop().complete(self._take_async(maximum))
             return self._take(maximum)
         finally:
+            if self._closed and self._loop is not None:
+                self._loop.close()
             self._lock.release()
+
+    def _own_loop(self) -> OwnLoop:
+        if self._loop is None:
+            from .completion import OwnLoop
+
+            self._loop = OwnLoop()
+        return self._loop
+
+    def __del__(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
 
     def _take(self, maximum: int) -> Tuple[List[Any], bool]:
         items: List[Any] = []
@@ -110,9 +124,9 @@ class Outlet:
         self._closed = True
         self._raised = None
         if hasattr(type(self._iterator), "aclose"):
-            from .completion import complete
-
-            complete(self._iterator.aclose())
+            loop = self._own_loop()
+            loop.complete(self._iterator.aclose())
+            loop.close()
         elif hasattr(type(self._iterator), "close"):
             self._iterator.close()
 

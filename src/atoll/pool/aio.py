@@ -54,6 +54,8 @@ async def exchange(
     connection: Connection, kind: int, payload: Bytes, buffers: Sequence[Bytes], deadline: float | None
 ) -> Reply:
     """As ``Connection.exchange``, on the running event loop."""
+    if kind != wire.CALL and deadline is not None and time.monotonic() > deadline:
+        raise DeadlinePassed  # a call that calls back again and again might never be waited for
     if connection.fits_slot(payload, buffers):
         try:
             return connection.exchange(wire.PICKLE, payload, buffers, sleep=False, kind=kind)

@@ -36,6 +36,7 @@ class Channel:
         owner: the event loop whose task has it; None if a thread has it, or nobody.
         look_at: once this many calls were answered, the supervisor wants to know.
         on_progress: what the caller wants to be told with; None for nothing.
+        nests: the callbacks in progress, innermost last.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Channel:
         "encoder",
         "index",
         "look_at",
+        "nests",
         "on_progress",
         "owner",
         "retired",
@@ -62,6 +64,7 @@ class Channel:
         self.retired = False
         self.owner: object = None
         self.on_progress: Callable[[float, float | None, str | None], object] | None = None
+        self.nests: list[Nesting] = []
         self.calls = 0
         self.look_at = 1 << 62
         self.used_at = 0.0
@@ -133,15 +136,17 @@ class Nesting:
     Attributes:
         channel: where it came from.
         pool: identity of the pool it came from.
+        depth: how many calls are open, the callback included.
         turn: held by the nested call that is in progress.
         outer: the callback around it.
     """
 
-    __slots__ = ("channel", "ended", "outer", "pool", "turn")
+    __slots__ = ("channel", "depth", "ended", "outer", "pool", "turn")
 
     def __init__(self, channel: Channel, pool: object, outer: Nesting | None) -> None:
         self.channel = channel
         self.pool = pool
+        self.depth = channel.connection.conversation.depth
         self.turn = threading.Lock()
         self.outer = outer
         self.ended = False

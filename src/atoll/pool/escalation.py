@@ -13,6 +13,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from atoll_worker.wire import CALL_NUMBER
+
 from .lifecycle import Cause
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Escalation:
 
     Args:
         channel: where it is in progress.
+        call_id: its id on the wire.
         why: what to say of it in the log, should the worker have to be killed.
 
     Attributes:
@@ -44,12 +47,12 @@ class Escalation:
         interrupted: what interrupted the waiting for its end, such as a second Ctrl-C.
     """
 
-    def __init__(self, channel: Channel, why: str) -> None:
+    def __init__(self, channel: Channel, call_id: int, why: str) -> None:
         self.rung = COOPERATIVE
         self.stacks = ""
         self.interrupted: BaseException | None = None
         self._channel = channel
-        self._number = channel.call_number
+        self._call_id = call_id
         self._why = why
         self._hurried = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atoll-escalation", daemon=True)
@@ -66,21 +69,30 @@ class Escalation:
         self._channel.worker.end(Cause.CANCELLED, self._why)
         self.rung = KILLED
 
+    def _has_begun(self) -> bool:
+        """It is being sent, or was: before that there is nothing to end."""
+        return self._channel.connection.conversation.call_id >= self._call_id or (
+            self._channel.call_number > self._call_id & CALL_NUMBER
+        )
+
     def _run(self) -> None:
         worker = self._channel.worker
+        while not self._has_begun():
+            if self._hurried.wait(0.001):
+                return
         if worker.cooperative:
-            worker.cancel(self._channel, self._number, force=False)
+            worker.cancel(self._channel, self._call_id, force=False)
             if self._hurried.wait(_COOPERATION):
                 return
         self.stacks = worker.stacks()
         if self._hurried.is_set():
             return
         self.rung = EXCEPTION
-        worker.cancel(self._channel, self._number, force=True)
+        worker.cancel(self._channel, self._call_id, force=True)
         if self._hurried.wait(_INTERRUPTION):
             return
         # A coroutine was cancelled at first; now whatever it runs is interrupted.
-        worker.cancel(self._channel, self._number, force=True)
+        worker.cancel(self._channel, self._call_id, force=True)
         if self._hurried.wait(_INTERRUPTION):
             return
         native = worker.native_stacks()

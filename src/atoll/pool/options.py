@@ -38,6 +38,7 @@ class Cancellation:
         self.requested = False
         self._lock = threading.Lock()
         self._channel: Channel | None = None
+        self._call_id = 0
         self._what = ""
         self._escalation: Escalation | None = None
 
@@ -46,8 +47,8 @@ class Cancellation:
         """What it took to end the call; see ``escalation``."""
         return None if self._escalation is None else self._escalation.rung
 
-    def begins(self, channel: Channel, what: str, cancelled: CallCancelled | None) -> None:
-        """The call is about to be sent.
+    def begins(self, channel: Channel, call_id: int, what: str, cancelled: CallCancelled | None) -> None:
+        """The call is about to be sent, with this id.
 
         Raises:
             CallCancelled: it was given up before.
@@ -56,6 +57,7 @@ class Cancellation:
             if cancelled is not None:
                 raise cancelled
             self._channel = channel
+            self._call_id = call_id
             self._what = what
 
     def ends(self) -> None:
@@ -73,4 +75,4 @@ class Cancellation:
         with self._lock:
             self.requested = True
             if self._channel is not None and self._escalation is None:
-                self._escalation = Escalation(self._channel, f"{self._what} was cancelled")
+                self._escalation = Escalation(self._channel, self._call_id, f"{self._what} was cancelled")

@@ -163,7 +163,7 @@ class Pool:
         refusal = self.supervisor.refusal()
         if refusal is not None:
             raise refusal
-        self.supervisor.wait_ready(self.settings.workers)
+        self.supervisor.wait_ready()
         self._check_open()
 
     def _check_open(self) -> None:
@@ -553,7 +553,11 @@ class Pool:
         left = -1.0 if attempt.timeout is None else attempt.timeout
         if not nest.turn.acquire(timeout=left):
             raise self._queued_too_long(attempt.function, attempt.timeout)
-        return nest.channel
+        if not nest.ended:
+            return nest.channel
+        nest.turn.release()
+        attempt.nest = None
+        return self._enter(attempt.function, attempt.began, attempt.timeout, attempt.worker)
 
     async def _take_async(self, attempt: _Attempt) -> Channel:
         import asyncio  # whoever gets here has imported it already
@@ -564,8 +568,11 @@ class Pool:
             while not nest.turn.acquire(False):
                 if attempt.is_late:
                     raise self._queued_too_long(attempt.function, attempt.timeout)
-                await asyncio.sleep(0.001)
-            return nest.channel
+                await asyncio.sleep(_TURN)
+            if not nest.ended:
+                return nest.channel
+            nest.turn.release()
+            attempt.nest = None
         loop = asyncio.get_running_loop()
         dispatcher = self._dispatcher
         if not dispatcher.queue and attempt.worker is None and not self._closed:
@@ -653,6 +660,8 @@ class Pool:
         exchange = channel.connection.exchange
         while True:
             kind, payload, buffers = self._answer(channel, payload, buffers)
+            if deadline is not None and _clock() > deadline:
+                raise DeadlinePassed  # a call that calls back again and again might never be waited for
             reply = exchange(_PICKLE, payload, buffers, deadline, kind=kind)
             if reply[0] != _CALL:
                 return reply
@@ -660,7 +669,9 @@ class Pool:
 
     def _answer(self, channel: Channel, payload: Bytes, buffers: Sequence[Bytes]) -> tuple[int, Bytes, Sequence[Bytes]]:
         nest = Nesting(channel, self, nesting.get())
+        channel.nests.append(nest)
         token = nesting.set(nest)
+        result, failure = None, None
         try:
             result = channel.callback(payload, buffers)()
             if _is_coroutine(result):
@@ -668,38 +679,49 @@ class Pool:
 
                 result = complete(result)
         except (KeyboardInterrupt, SystemExit):
-            raise
+            raise  # whoever ends the call answers the worker (`_end_callbacks`)
         except BaseException as error:  # noqa: BLE001 - the worker is told
-            return channel.encode_error(error)
+            failure = error
         finally:
-            nest.ended = True
             nesting.reset(token)
-        return channel.encode_result(result)
+        with nest.turn:  # a call that it left behind comes to its end before: answers are to the innermost call
+            nest.ended = True
+        channel.nests.pop()
+        return channel.encode_result(result) if failure is None else channel.encode_error(failure)
 
     async def _answer_async(
         self, channel: Channel, payload: Bytes, buffers: Sequence[Bytes]
     ) -> tuple[int, Bytes, Sequence[Bytes]]:
         import asyncio
 
-        from atoll_worker.completion import home
+        from atoll_worker.completion import home, on_thread
 
         nest = Nesting(channel, self, nesting.get())
+        channel.nests.append(nest)
         token = nesting.set(nest)
+        result, failure = None, None
         home_token = home.set(asyncio.get_running_loop())
         try:
             # Not on the loop's thread: it may wait for anything.
-            result = await asyncio.to_thread(channel.callback(payload, buffers))
+            result = await on_thread(channel.callback(payload, buffers))
             if _is_coroutine(result):
                 result = await result
-        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - the worker is told
-            return channel.encode_error(error)
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # not the callback gave up, but the caller
+            failure = error
         finally:
-            nest.ended = True
             home.reset(home_token)
             nesting.reset(token)
-        return channel.encode_result(result)
+        while not nest.turn.acquire(False):  # as in _answer()
+            await asyncio.sleep(_TURN)
+        nest.ended = True
+        nest.turn.release()
+        channel.nests.pop()
+        return channel.encode_result(result) if failure is None else channel.encode_error(failure)
 
     # -- when a call does not end with an answer -------------------------------------------------------------
 
@@ -733,7 +755,9 @@ class Pool:
         late = isinstance(error, DeadlinePassed)
         what = f"{self.service}.{function}"
         escalation = Escalation(
-            channel, f"{what} did not answer within {timeout:g} seconds" if late else f"{what} was given up"
+            channel,
+            channel.call_number | attempt.depth << 48,
+            f"{what} did not answer within {timeout:g} seconds" if late else f"{what} was given up",
         )
         try:
             answered = self._await_end(channel, attempt.depth, escalation)
@@ -758,21 +782,40 @@ class Pool:
     def _await_end(self, channel: Channel, depth: int, escalation: Escalation) -> bool:
         """Wait until the call in progress is answered, whatever the answer; False if the worker ended."""
         connection = channel.connection
+        conversation = connection.conversation
         while True:
             try:
-                frame = connection.receive()
-                while frame.kind == _CALL:
+                self._end_callbacks(channel, depth)
+                if conversation.depth <= depth:
+                    return True
+                if conversation.state is wire.ASKING:
                     kind, payload, buffers = channel.encode_described({"atoll": "Cancelled", "message": "cancelled"})
                     connection.send(kind, _PICKLE, payload, buffers)
-                    frame = connection.receive()
-                if connection.conversation.depth <= depth:
-                    return True
+                connection.receive()
             except (ConnectionClosed, ProtocolError):
                 channel.worker.process.exited.wait(_END_GRACE)  # type: ignore[union-attr]
                 return False
             except KeyboardInterrupt as again:  # it is not to take its time
                 escalation.interrupted = again
                 escalation.hurry()
+
+    def _end_callbacks(self, channel: Channel, depth: int) -> None:
+        """No callback within the call that began at this depth calls any more, and none of its calls is in progress.
+
+        Raises:
+            ConnectionClosed: the worker ended meanwhile.
+        """
+        nests = channel.nests
+        mine = next((index for index, nest in enumerate(nests) if nest.depth > depth), None)
+        if mine is None:
+            return
+        nest = nests[mine]
+        while not nest.turn.acquire(timeout=_LOOK_AGAIN):
+            if channel.worker.process.has_exited:  # type: ignore[union-attr]
+                raise ConnectionClosed
+        nest.ended = True
+        nest.turn.release()
+        del nests[mine:]
 
     def _raise_gone(self, channel: Channel, attempt: _Attempt) -> NoReturn:
         """The connection closed in the middle of a call."""
@@ -940,6 +983,9 @@ class Pool:
 
 _making = threading.Lock()
 _END_GRACE = 1.0
+_LOOK_AGAIN = 0.1
+# Seconds between two looks of a task whether it is its turn.
+_TURN = 0.001
 
 
 def _lending_maker(pool: weakref.ref[Pool], service: str, objects: Mapping[str, Any]) -> Callable[[], HostLending]:
@@ -1072,7 +1118,9 @@ class _Attempt:
         self._outer_progress = channel.on_progress
         channel.on_progress = None if options is None else options.on_progress
         if options is not None and options.cancellation is not None:
-            options.cancellation.begins(channel, f"{self.pool.service}.{self.function}", self.was_cancelled)
+            number = channel.call_number + (not self.depth)  # the next one, unless it is within one
+            what = f"{self.pool.service}.{self.function}"
+            options.cancellation.begins(channel, number | self.depth << 48, what, self.was_cancelled)
 
     def end(self) -> None:
         """It was answered, or never will be."""

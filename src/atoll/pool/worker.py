@@ -9,10 +9,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll_worker import wire
 from atoll_worker.connection import Connection, ConnectionClosed, DeadlinePassed
@@ -35,6 +35,11 @@ from ..processes import (
 from .channel import Channel
 from .lending import HostLending
 from .lifecycle import Cause
+
+if TYPE_CHECKING:
+    from ..processes.template import Template
+
+logger = logging.getLogger("atoll.pool")
 
 # Seconds for a process that closed its connection to be seen to have ended; else it is ended.
 _END_GRACE = 1.0
@@ -110,8 +115,11 @@ class Worker:
 
     # -- starting --------------------------------------------------------------------------------------------
 
-    def start(self, plan: WorkerPlan) -> None:
+    def start(self, plan: WorkerPlan, preloaded: Template | None = None) -> None:
         """Start a process and load the service in it.
+
+        Args:
+            preloaded: fork the process from it, if that works out.
 
         Raises:
             WorkerStartError: it cannot be started, does not answer in time, or the service raised.
@@ -120,13 +128,15 @@ class Worker:
         """
         deadline = time.monotonic() + plan.start_timeout
         spin = os.environ.get("ATOLL_SPIN", "1") != "0"
+        use_lane = os.environ.get("ATOLL_LANE", "1") != "0"
+        process = None if preloaded is None else self._fork(plan, preloaded, use_lane, spin)
         try:
-            process = start_process(
+            process = process or start_process(
                 plan.environment.python,
                 plan.service,
                 _environ(plan),
                 connections=self._concurrency,
-                use_lane=os.environ.get("ATOLL_LANE", "1") != "0",
+                use_lane=use_lane,
                 spin=spin,
                 limits=plan.limits,
                 sandbox=plan.sandbox,
@@ -144,8 +154,7 @@ class Worker:
             for index, data in enumerate(process.connections)
         ]
         try:
-            if self.cause is not None:
-                raise WorkerStartError(f"the worker of service {plan.service!r} was stopped: {self.why}")
+            self._check_wanted()
             self._greet(plan, deadline)
         except BaseException:
             self.kill()
@@ -154,6 +163,38 @@ class Worker:
         for channel in self.channels:
             channel.connection.on_together = mover
         self.ready_at = time.monotonic()
+
+    def _fork(self, plan: WorkerPlan, preloaded: Template, use_lane: bool, spin: bool) -> WorkerProcess | None:
+        """Fork the process; None if it has to be started."""
+        from ..processes.template import CannotFork
+
+        try:
+            return preloaded.fork_process(
+                plan.service,
+                connections=self._concurrency,
+                use_lane=use_lane,
+                spin=spin,
+                limits=plan.limits,
+                # Should the imports never end, there is time left to start without them.
+                deadline=time.monotonic() + plan.start_timeout / 2,
+                given_up=lambda: self.cause is not None,
+            )
+        except CannotFork as error:
+            self._check_wanted()
+            if error.is_new:
+                logger.warning(
+                    "%s: workers are not forked from a process that has imported %s, but started: %s",
+                    plan.service,
+                    ", ".join(plan.preload),
+                    error,
+                )
+        except OSError as error:
+            logger.warning("%s: there can be no process to fork workers from: %s", plan.service, error)
+        return None
+
+    def _check_wanted(self) -> None:
+        if self.cause is not None:
+            raise WorkerStartError(f"the worker of service {self.service!r} was stopped: {self.why}")
 
     def _greet(self, plan: WorkerPlan, deadline: float) -> None:
         channel = self.channels[0]
@@ -257,9 +298,9 @@ class Worker:
     def _log_level(self) -> int:
         return logging.getLogger(f"atoll.worker.{self.service}").getEffectiveLevel()
 
-    def cancel(self, channel: Channel, number: int, force: bool) -> None:
+    def cancel(self, channel: Channel, call_id: int, force: bool) -> None:
         """Ask for a call to end; with ``force``, have it interrupted."""
-        self._send(wire.CANCEL, number, wire.CANCEL_PAYLOAD.pack(channel.index, force))
+        self._send(wire.CANCEL, call_id, wire.CANCEL_PAYLOAD.pack(channel.index, force))
 
     def release(self, number: int, received: int) -> None:
         """Something it lent is not needed any more."""
@@ -408,6 +449,29 @@ class Worker:
         if process is not None:
             process.close()
         self.lending.clear()
+
+
+def template_for(plan: WorkerPlan, present: Template | None) -> Template | None:
+    """The template that workers of this plan are to be forked from; None if they are not to be.
+
+    Args:
+        present: the one that was used so far. If it is still right it is returned; else it is still to be released.
+    """
+    if not plan.preload or plan.sandbox is not None:
+        return None
+    from ..processes.template import recipe, template
+
+    folders = (*plan.sys_path, *(one for one in plan.service_folders if _holds_any(one, plan.preload)))
+    wanted = recipe(plan.environment.python, _environ(plan), plan.preload, tuple(dict.fromkeys(folders)))
+    if present is not None and present.recipe == wanted:
+        return present
+    return template(wanted, plan.service)
+
+
+def _holds_any(folder: str, modules: Sequence[str]) -> bool:
+    """Whether a folder holds one of these modules: else those who share an environment can share a template."""
+    tops = {name.partition(".")[0] for name in modules}
+    return any(os.path.isfile(f"{folder}/{top}.py") or os.path.isdir(f"{folder}/{top}") for top in tops)
 
 
 def _environ(plan: WorkerPlan) -> dict[str, str]:
