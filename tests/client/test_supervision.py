@@ -410,7 +410,7 @@ def test_an_environment_that_cannot_be_had_is_told_to_all_who_wait(write: Write,
     with Callers(4, service.one) as callers:
         until(lambda: len(callers.errors) >= 8)
     assert not callers.results
-    assert all(isinstance(error, atoll.EnvironmentError) for error in callers.errors)
+    assert all(isinstance(error, atoll.ManifestError) for error in callers.errors)
     assert "nowhere" in str(callers.errors[0])
 
 

@@ -2,8 +2,8 @@
 """``RemoteFunction.map``: many small calls as few large ones.
 
 Items are sent in batches that grow until one takes about ``_BATCH_SECONDS``; a worker gives back what it has after
-``atoll.pool.pool.BATCH_SECONDS``, and the rest is sent again, so that items which turn out to take long spread over all
-workers. A few batches a worker are under way: endless iterables are fine, and memory stays bounded.
+``atoll.pool.pool.BATCH_SECONDS``, and the rest is sent again in parts, so that items which turn out to take long spread
+over all workers. A few batches a worker are under way: endless iterables are fine, and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from itertools import islice
+from sys import getsizeof
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,8 @@ from .submitter import Call, submitter_of
 # Seconds of work that a batch should be.
 _BATCH_SECONDS = 0.01
 _MOST_ITEMS = 10_000
+# Bytes that the items or results of a batch are about, at most, if they are large.
+_BATCH_BYTES = 4_000_000
 # Batches under way for every call that can run at a time: one runs, one waits.
 _AHEAD = 2
 
@@ -79,11 +82,8 @@ class Mapping:
                     return
                 batch = under_way[0]
                 batch.call.result()
-                rest = self._finish(batch)
-                if rest is not None:
-                    under_way[0] = rest  # on its way before the results are taken
-                else:
-                    under_way.popleft()
+                under_way.popleft()
+                under_way.extendleft(reversed(self._finish(batch)))  # on their way before the results are taken
                 yield from batch.results
                 if batch.error is not None:
                     raise batch.error
@@ -103,9 +103,7 @@ class Mapping:
                 for batch in done:
                     under_way.remove(batch)
                     batch.call.result()
-                    rest = self._finish(batch)
-                    if rest is not None:
-                        under_way.append(rest)
+                    under_way.extend(self._finish(batch))
                 for batch in done:
                     yield from batch.results
                     if batch.error is not None:
@@ -113,8 +111,13 @@ class Mapping:
         finally:
             _give_up(under_way)
 
+    @property
+    def _at_a_time(self) -> int:
+        """How many calls can run at a time."""
+        return self._pool.most_workers * self._pool.settings.concurrency
+
     def _fill(self, under_way: deque[_Batch]) -> None:
-        most = _AHEAD * self._pool.most_workers * self._pool.settings.concurrency
+        most = _AHEAD * self._at_a_time
         while not self._ended and len(under_way) < most:
             items = list(islice(self._items, self._size))
             if len(items) < self._size:
@@ -134,11 +137,12 @@ class Mapping:
             batch.seconds = perf_counter() - began
             return batch
 
-        self._submitter.submit(batch.call, run)
+        # A few at a time, whatever max_queue says: they wait here instead of in the caller's hands.
+        self._submitter.submit(batch.call, run, bounded=False)
         return batch
 
-    def _finish(self, batch: _Batch) -> _Batch | None:
-        """Learn from a batch; the rest of it is sent again."""
+    def _finish(self, batch: _Batch) -> list[_Batch]:
+        """Learn from a batch; the rest of it is sent again, in as many parts as can run at a time."""
         done = len(batch.results)
         if batch.error is None and done:
             each = batch.seconds / done
@@ -146,9 +150,17 @@ class Mapping:
                 self._size = min(_MOST_ITEMS, 2 * self._size, int(_BATCH_SECONDS / each) + 1)
             elif batch.seconds > 2 * _BATCH_SECONDS:
                 self._size = max(1, min(self._size, int(_BATCH_SECONDS / each)))
-        if batch.error is None and done < len(batch.items):
-            return self._send(batch.items[done:])
-        return None
+            large = max(_bytes_of(batch.items[0]), _bytes_of(batch.results[0]))
+            if large * self._size > _BATCH_BYTES:
+                self._size = max(1, _BATCH_BYTES // large)
+        rest = [] if batch.error is not None else batch.items[done:]
+        size = max(1, -(-len(rest) // self._at_a_time))
+        return [self._send(rest[start : start + size]) for start in range(0, len(rest), size)]
+
+
+def _bytes_of(value: object) -> int:
+    """Roughly what a value takes; of what holds others, what it says of itself."""
+    return max(getsizeof(value, 0), getattr(value, "nbytes", 0))
 
 
 def _give_up(under_way: deque[_Batch]) -> None:

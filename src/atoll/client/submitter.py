@@ -82,8 +82,11 @@ class Submitter:
         self._free = 0  # threads that wait for a call, less the calls that are on their way to one
         self.pid = os.getpid()
 
-    def submit(self, future: Future[R], call: Callable[[], R]) -> None:
+    def submit(self, future: Future[R], call: Callable[[], R], *, bounded: bool = True) -> None:
         """Make the call when its turn has come, and settle the future.
+
+        Args:
+            bounded: refuse it if too many wait.
 
         Raises:
             QueueFull: as many wait as may.
@@ -95,7 +98,7 @@ class Submitter:
                     threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
                     self._threads += 1
                     self._free += 1
-                elif self._free <= 0 and self._queue.qsize() >= self._most_waiting:
+                elif bounded and self._free <= 0 and self._queue.qsize() >= self._most_waiting:
                     raise QueueFull(
                         f"{self._queue.qsize()} calls of {self._service!r} wait already, and "
                         f"max_queue={self._most_waiting} allows no more"

@@ -8,6 +8,7 @@ ready, before the policy has heard of it. What does not belong here: any decisio
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import CircuitOpen, WorkerDied, WorkerStartError
+from ..errors import AtollError, CircuitOpen, WorkerDied, WorkerStartError
 from ..manifest.options import Breaker, Recycle, Restart
 from ..processes import output_reader, tree_rss, usage, warden
 from .lifecycle import (
@@ -35,9 +36,10 @@ from .lifecycle import (
 )
 from .policy import Policy
 from .settings import IDLE_TIMEOUT, PoolSettings
-from .worker import Worker, WorkerPlan
+from .worker import Worker, WorkerPlan, template_for
 
 if TYPE_CHECKING:
+    from ..processes.template import Template
     from .dispatcher import Dispatcher
     from .lending import HostLending
     from .metrics import PoolMetrics
@@ -46,6 +48,8 @@ logger = logging.getLogger("atoll.pool")
 
 # Seconds that a worker which is free to go gets to tear down.
 STOP_GRACE = 3.0
+# Seconds for a template that was killed to have ended.
+_KILL_PATIENCE = 5.0
 
 
 class Supervisor:
@@ -90,12 +94,16 @@ class Supervisor:
         self._workers: dict[int, Worker] = {}  # all that are not gone, by number
         self._plan: WorkerPlan | None = None
         self._plan_lock = threading.Lock()
+        # What workers are forked from, if anything: none or one, in a list because taking it out is one step.
+        self._templates: list[Template] = []
         self._changed = threading.Condition()  # whenever a worker comes or goes
         self._closing = threading.Event()
         self._asked = False  # `wanted` was posted and not heard yet
         self._timer: float | None = None
         self._was_ready = False  # some worker was, with the present plan
         self._last_error: BaseException | None = None  # of a start that left nobody to call
+        self._minimum = settings.workers
+        self._one_wanted = False  # by somebody who does not stand in the queue
         self._failures = 0  # how many of those there were
         self._replacement_error: BaseException | None = None  # of the last start of a replacement that failed
         self._replacement_failures = 0
@@ -162,6 +170,8 @@ class Supervisor:
         if not 0 <= minimum <= maximum or maximum < 1:
             raise ValueError(f"scale(min={minimum!r}, max={maximum!r}): expected 0 <= min <= max, and max at least 1")
 
+        self._minimum = minimum
+
         def scale(self: Supervisor) -> None:
             if idle_timeout is not None:
                 self._policy.idle_timeout = idle_timeout
@@ -178,6 +188,7 @@ class Supervisor:
         """
         with self._plan_lock:
             self._plan = None
+            self._release_template(outdated=True)
         old = self.workers
         failures = self._replacement_failures
         self._post(lambda self: self._do(self._policy.reload(time.monotonic())))
@@ -194,26 +205,27 @@ class Supervisor:
             if not self._changed.wait_for(done, timeout):
                 raise TimeoutError(f"reload of {self._service!r} was not done within {timeout:g} seconds; it goes on")
         if self._replacement_error is not None and self._replacement_failures > failures:
-            raise self._replacement_error
+            raise _again(self._replacement_error)
 
-    def wait_ready(self, count: int) -> None:
-        """Wait until so many workers are ready, or all that were to be started have failed.
+    def wait_ready(self) -> None:
+        """Wait until the workers that are to be kept are ready, one at least; or as many as can be had.
 
         Raises:
             what starting the last one raised, if none is ready.
         """
         before = self._failures
+        self._one_wanted = True
         self.wanted()
 
         def done() -> bool:
-            if self._closing.is_set() or self._failures > before:
+            if self._closing.is_set() or self._failures > before or self._policy.state is PoolState.OPEN:
                 return True
-            return len(self._dispatcher.workers) >= count
+            return len(self._dispatcher.workers) >= max(1, self._minimum)
 
         with self._changed:
             self._changed.wait_for(done)
         if self._last_error is not None and self._failures > before and not self._dispatcher.workers:
-            raise self._last_error
+            raise _again(self._last_error)
 
     def close(self, grace: float) -> None:
         """Stop every worker in order, for at most ``grace`` seconds; then kill what is left. Idempotent."""
@@ -221,6 +233,9 @@ class Supervisor:
         deadline = time.monotonic() + grace
         for worker in self.workers:
             worker.stop(max(0.0, deadline - time.monotonic()))
+        ended = self._release_template()
+        if ended is not None:
+            ended.wait(_KILL_PATIENCE)
 
     def hang_up(self) -> None:
         """Start none any more, and tell every worker to end. Does not wait."""
@@ -229,6 +244,8 @@ class Supervisor:
         for worker in self.workers:
             worker.cause = worker.cause or Cause.RETIRED
             worker.hang_up()
+        for template in self._templates.copy():
+            template.wake()
         self._tell_changed()
 
     def abandon(self) -> None:
@@ -239,6 +256,13 @@ class Supervisor:
             worker.hang_up()
             if worker.process is not None:
                 worker.process.abandon(STOP_GRACE)
+        templates = self._templates
+        if templates:
+
+            def let_go() -> None:
+                _release_all(templates)
+
+            warden().post(let_go)
 
     # -- on the warden's thread ------------------------------------------------------------------------------
 
@@ -259,6 +283,9 @@ class Supervisor:
             return
         concurrency = self._settings.concurrency
         waiting = -(-self._dispatcher.waiting // concurrency)  # workers' worth of callers
+        if self._one_wanted:
+            self._one_wanted = False
+            waiting = max(waiting, 0 if self._dispatcher.workers else 1)
         self._do(self._policy.wanted(time.monotonic(), waiting))
         self._refuse_waiting()
 
@@ -365,11 +392,13 @@ class Supervisor:
                 if self._plan is None:
                     self._plan = self._make_plan()
                 plan = self._plan
+                template = self._take_template(plan)
             if self._closing.is_set():
+                self._release_template()
                 raise WorkerStartError(f"service {self._service!r} was closed")
-            worker.start(plan)
+            worker.start(plan, template)
         except BaseException as error:  # noqa: BLE001 - told to those who wait
-            failure = error
+            failure = _kept(error)
             self._post(lambda self: self._hear_failed(worker, failure, is_replacement))
             return
         process = worker.process
@@ -400,6 +429,20 @@ class Supervisor:
             worker.hang_up()
             process.abandon(STOP_GRACE)
 
+    def _take_template(self, plan: WorkerPlan) -> Template | None:
+        """What to fork a worker from; another than before if, say, an environment variable has changed."""
+        present = self._templates[0] if self._templates else None
+        template = template_for(plan, present)
+        if template is not present:
+            self._release_template()
+            if template is not None:
+                self._templates.append(template)
+        return template
+
+    def _release_template(self, *, outdated: bool = False) -> threading.Event | None:
+        """What is set once its process has ended, if it is to."""
+        return _release_all(self._templates, outdated)
+
     def _hear_ready(self, worker: Worker, baseline: int) -> None:
         if worker.number in self._workers:
             self._do(self._policy.ready(worker.number, time.monotonic(), baseline))
@@ -418,7 +461,7 @@ class Supervisor:
         if self._dispatcher.serving_since is None and not starting:
             self._last_error = error
             self._failures += 1
-            self._dispatcher.fail_waiting(error)
+            self._dispatcher.fail_waiting(_again(error))
         self._tell_changed()
         self._do(actions)
 
@@ -462,6 +505,35 @@ class Supervisor:
     def _tell_changed(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _release_all(templates: list[Template], outdated: bool = False) -> threading.Event | None:
+    ended = None
+    while templates:
+        from ..processes.template import release
+
+        try:
+            ended = release(templates.pop(), outdated=outdated)
+        except IndexError:
+            break  # another thread was first
+    return ended
+
+
+def _kept(error: BaseException) -> BaseException:
+    """An error that is kept after its thread has ended. What atoll raises says all there is to know; its frames would
+    keep the worker, whose memory and descriptors are to go. Where it was raised is shown of others."""
+    some: BaseException | None = error if isinstance(error, AtollError) else None
+    while some is not None and some.__traceback__ is not None:
+        some.__traceback__ = None
+        some = some.__cause__ or some.__context__
+    return error
+
+
+def _again(error: BaseException) -> BaseException:
+    """A kept error as one to be raised: or the kept one would keep the frames of whoever it is raised for."""
+    again = copy.copy(error)
+    again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return again.with_traceback(error.__traceback__)
 
 
 def _first_line(error: BaseException) -> str:
