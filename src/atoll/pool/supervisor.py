@@ -314,6 +314,7 @@ class Supervisor:
                 )
                 for worker in self.workers:
                     self._set_unproven(worker, True)
+                self._tell_changed()
             elif isinstance(action, CloseBreaker):
                 self._say(logging.WARNING, "workers serve again")
         self._refuse_waiting()
