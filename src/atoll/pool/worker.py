@@ -347,7 +347,8 @@ class Worker:
         if len(self.spare) < len(self.channels):
             return
         if self.process is not None and self.process.has_exited:
-            self.close()
+            # Not here: this may be a finalizer, which must wait for nobody, and what was lent is the user's.
+            output_reader().always(self.close)
         elif self.on_free is not None and not self.lending.borrowed:
             self.on_free()
 
@@ -411,12 +412,15 @@ class Worker:
         if self.process is not None:
             self.process.kill()
 
-    def terminate(self) -> None:
-        """Ask the process to end, as a service manager would."""
+    def terminate(self) -> Strays | None:
+        """Ask the process to end, as a service manager would. Returns what it had started, for when it has ended."""
         process = self.process
-        if process is not None and not process.has_exited:
-            with contextlib.suppress(OSError):
-                os.kill(process.python_pid, signal.SIGTERM)
+        if process is None or process.has_exited:
+            return None
+        strays = Strays(process.python_pid)
+        with contextlib.suppress(OSError):
+            os.kill(process.python_pid, signal.SIGTERM)
+        return strays
 
     def hang_up(self) -> None:
         """Let the worker end in order: it tears the service down and exits."""

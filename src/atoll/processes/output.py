@@ -187,6 +187,8 @@ _lock = threading.Lock()
 def output_reader() -> OutputReader:
     """The output reader of this process, started if need be."""
     global _reader
+    if _reader is not None:  # without the lock, which a finalizer may find taken by its own thread
+        return _reader
     with _lock:
         if _reader is None:
             _reader = OutputReader()

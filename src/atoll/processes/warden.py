@@ -192,6 +192,8 @@ _lock = threading.Lock()
 def warden() -> Warden:
     """The warden of this process, started if need be."""
     global _warden
+    if _warden is not None:  # without the lock, which a finalizer may find taken by its own thread
+        return _warden
     with _lock:
         if _warden is None:
             _warden = Warden()
