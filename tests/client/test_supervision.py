@@ -84,8 +84,7 @@ def test_others_serve_while_one_is_replaced(gates: Gates) -> None:
 def test_out_of_memory_is_a_reason_of_its_own(gates: Gates) -> None:
     with atoll.Service(gates.file, memory="150MB", **gates.options) as service:
         with pytest.raises(atoll.WorkerOutOfMemory):
-            for _ in range(100):
-                service.grow(20_000_000)
+            list(service.grow.map([20_000_000] * 100))
         assert service.whoami() == service.pid
         assert restarts(service) == {"out of memory": 1}
 

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import CallCancelled, QueueFull
-from ..pool import Pool
+from ..pool import Pool, tracing
+from ..pool.channel import nesting
 from ..pool.options import Cancellation
 
 R = TypeVar("R")
@@ -88,9 +91,16 @@ class Submitter:
         Args:
             bounded: refuse it if too many wait.
 
+        The call belongs to the trace that is current here.
+
         Raises:
             QueueFull: as many wait as may.
         """
+        if tracing.may_trace():
+            # With the trace of whoever submits it; but not in the callback that it may be submitted in, which goes on.
+            context = contextvars.copy_context()
+            context.run(nesting.set, None)
+            call = partial(context.run, call)
         with self._lock:
             stopped = self._stopped
             if not stopped:

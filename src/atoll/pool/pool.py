@@ -317,9 +317,9 @@ class Pool:
     ) -> Any:
         """``call`` for whatever is not the ordinary case: with options, in a trace, to a certain worker, or from a
         callback."""
-        trace = tracing.begin(self.service, function)
         retries = 0 if options is None else options.retries
         while True:
+            trace = tracing.begin(self.service, _shown(function, args))
             attempt = _Attempt(self, function, args, kwargs, timeout, options, worker, trace)
             try:
                 return self._attempt(attempt)
@@ -363,8 +363,9 @@ class Pool:
             self._account(worker)
         if kind != _RESULT:
             self._raise_error(payload, buffers, channel, attempt)
-        attempt.outcome = "ok"
         result = channel.decoder.decode(payload, buffers)
+        # A batch of `map` says in its result what one of its items raised.
+        attempt.outcome = "error" if attempt.reserved and result[1] is not None else "ok"
         if result.__class__ is Stream:
             result.timeout = attempt.timeout
         return result
@@ -475,9 +476,9 @@ class Pool:
         worker: Worker | None,
     ) -> Any:
         """``call_async`` for whatever is not the ordinary case, which now includes waiting for a worker."""
-        trace = tracing.begin(self.service, function)
         retries = 0 if options is None else options.retries
         while True:
+            trace = tracing.begin(self.service, _shown(function, args))
             attempt = _Attempt(self, function, args, kwargs, timeout, options, worker, trace)
             try:
                 return await self._attempt_async(attempt)
@@ -886,10 +887,12 @@ class Pool:
             the results of the first items, and what the one after them raised.
         """
         limit = None if timeout is None else timeout + BATCH_SECONDS
-        attempted = _Attempt(self, function, (function, items, spread, BATCH_SECONDS), {}, limit, options, None, None)
-        attempted.reserved = MAP
+        arguments = (function, items, spread, BATCH_SECONDS)
         retries = 0 if options is None else options.retries
         while True:
+            trace = tracing.begin(self.service, function)
+            attempted = _Attempt(self, function, arguments, {}, limit, options, None, trace)
+            attempted.reserved = MAP
             try:
                 results, described = self._attempt(attempted)
                 break
@@ -898,7 +901,6 @@ class Pool:
                     raise
                 self._check_idempotent(function, attempted.channel)
                 retries -= 1
-                attempted = attempted.again()
         if described is None:
             return results, None
         assert attempted.channel is not None
@@ -1023,6 +1025,11 @@ def _outcome_of(error: BaseException) -> str:
     return "cancelled"
 
 
+def _shown(function: str, args: tuple[Any, ...]) -> str:
+    """The name of a call for people: of a method of something borrowed, the method's."""
+    return (args[1] or "__call__") if function == INVOKE else function
+
+
 def _is_coroutine(value: object) -> bool:
     return hasattr(type(value), "__await__") and hasattr(type(value), "send")
 
@@ -1059,14 +1066,6 @@ class _Attempt:
         self.reserved = ""  # the function that is really called
         self.kept = False  # the channel is given back by somebody else
         self._outer_progress: Any = None
-
-    def again(self) -> _Attempt:
-        """The same, once more."""
-        following = _Attempt(
-            self.pool, self.function, self.args, self.kwargs, self.timeout, self.options, self.worker, self.trace
-        )
-        following.reserved = self.reserved
-        return following
 
     @property
     def deadline(self) -> float | None:
