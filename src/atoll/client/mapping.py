@@ -39,7 +39,7 @@ class _Batch:
         self.results: list[Any] = []
         self.error: Exception | None = None
         self.seconds = 0.0
-        self.call: Call[_Batch] = Call()
+        self.call: Call[None] = Call()  # not of the batch: in a circle, results would live until one is looked for
 
 
 class Mapping:
@@ -129,13 +129,12 @@ class Mapping:
         batch = _Batch(items)
         options = (self._options or CallOptions())._replace(cancellation=batch.call._cancellation)
 
-        def run() -> _Batch:
+        def run() -> None:
             began = perf_counter()
             batch.results, batch.error = self._pool.map_batch(
                 self._function, batch.items, self._spread, self._timeout, options
             )
             batch.seconds = perf_counter() - began
-            return batch
 
         # A few at a time, whatever max_queue says: they wait here instead of in the caller's hands.
         self._submitter.submit(batch.call, run, bounded=False)
