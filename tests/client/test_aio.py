@@ -117,28 +117,65 @@ def test_a_row_of_quick_calls_lets_other_tasks_run(run: Any) -> None:
     run(main())
 
 
-def test_cancelling_stops_the_worker_and_the_next_call_has_another(run: Any, tmp_path: Path) -> None:
-    f = waiting()
+async def until_it_runs(f: atoll.Function[..., Any]) -> None:
+    """Wait until a call is in progress."""
+    while not any(f._pool.in_flight(worker) for worker in f._pool.workers):
+        await asyncio.sleep(0.001)
+
+
+def test_cancelling_ends_the_call_and_the_worker_goes_on(run: Any, tmp_path: Path) -> None:
+    @atoll.function
+    def note_the_end(path: str, folder: str) -> int:
+        import os
+        import time
+
+        try:
+            open(folder + "/began", "w").close()
+            while not os.path.exists(path):
+                time.sleep(0.002)
+        finally:
+            open(folder + "/ended", "w").close()
+        return os.getpid()
 
     async def main() -> None:
-        await asyncio.to_thread(f.start)
-        first = f.pid
-        assert first is not None
-        call = asyncio.create_task(f.aio(str(tmp_path / "never")))
-        while f._pool._worker is None or f._pool._worker.connection.conversation.state == "idle" or not call.done():
+        call = asyncio.create_task(note_the_end.aio(str(tmp_path / "never"), str(tmp_path)))
+        while not (tmp_path / "began").exists():
             await asyncio.sleep(0.001)
-            if f._pool._turnstile.take(False):
-                f._pool._turnstile.give()  # nobody is in yet
-                continue
-            break
-        await asyncio.sleep(0)
+        first = note_the_end.pid
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        until_gone(first)
+        # The task does not wait for it, the next call does.
         (tmp_path / "go").touch()
-        second = await f.aio(str(tmp_path / "go"))
-        assert second not in (first, None)
+        next_call = asyncio.create_task(note_the_end.aio(str(tmp_path / "go"), str(tmp_path)))
+        while not (tmp_path / "ended").exists():
+            await asyncio.sleep(0.001)
+        assert await next_call == first
+
+    run(main())
+
+
+def test_cancelling_a_call_that_cannot_be_interrupted_stops_the_worker(run: Any, tmp_path: Path) -> None:
+    @atoll.function
+    def hold(path: str) -> int:
+        import os
+
+        if path:
+            open(path, "w").close()
+            sum(range(10**13))  # holds the interpreter lock
+        return os.getpid()
+
+    async def main() -> None:
+        call = asyncio.create_task(hold.aio(str(tmp_path / "began")))
+        while not (tmp_path / "began").exists():
+            await asyncio.sleep(0.001)
+        first = hold.pid
+        assert first is not None
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await hold.aio("") not in (first, None)  # it waits for what takes its time, and the loop is free
+        until_gone(first)
 
     run(main())
 
@@ -152,7 +189,7 @@ def test_cancelling_a_call_that_waits_for_its_turn_stops_nothing(run: Any, tmp_p
         pid = f.pid
         first = asyncio.create_task(f.aio(str(go)))
         waiting = [asyncio.create_task(f.aio(str(go))) for _ in range(3)]
-        while len(f._pool._turnstile.queue) < 3:
+        while f._pool.waiting < 3:
             await asyncio.sleep(0.001)
         waiting[0].cancel()
         waiting[2].cancel()
@@ -171,8 +208,7 @@ def test_cancelling_while_the_worker_starts(run: Any) -> None:
 
     async def main() -> None:
         call = asyncio.create_task(f.aio(1))
-        while not f._pool._turnstile.waiting and f._pool._turnstile.take(False):
-            f._pool._turnstile.give()
+        while not f._pool.waiting:
             await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -191,23 +227,22 @@ def test_deadlines(run: Any, tmp_path: Path) -> None:
         await asyncio.to_thread(f.start)
         first = f.pid
         assert first is not None
-        with pytest.raises(atoll.CallTimeout, match=r"did not answer within 0.2 seconds"):
+        with pytest.raises(atoll.CallTimeout, match=r"did not answer within 0.2 seconds") as caught:
             await f.options(timeout=0.2).aio(never)
-        until_gone(first)
-        assert await f.aio(str(go)) != first
+        assert caught.value.rung == "exception"
+        assert await f.aio(str(go)) == first
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(f.aio(never), 0.2)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await f.aio(never)
+        assert await f.aio(str(go)) == first
         holder = asyncio.create_task(f.aio(never))
-        while f._pool._turnstile.try_enter():
-            f._pool._turnstile.leave()
-            await asyncio.sleep(0.001)
+        await until_it_runs(f)
         with pytest.raises(atoll.CallTimeout, match="did not get its turn"):
             await f.options(timeout=0.1).aio(str(go))
         holder.cancel()
-        assert await f.options(timeout=30).aio(str(go))
+        assert await f.options(timeout=30).aio(str(go)) == first
 
     run(main())
 
@@ -268,11 +303,11 @@ def test_a_loop_that_ends_with_a_task_in_the_queue_leaves_the_turn_to_others(tmp
     f.start()
     thread = threading.Thread(target=f, args=(str(go),))
     thread.start()
-    until(lambda: not f._pool._turnstile.try_enter() or f._pool._turnstile.leave())
+    until(lambda: f.status().in_flight)
 
     async def abandon() -> None:
         _tasks = [asyncio.create_task(f.aio(str(go))) for _ in range(3)]
-        while len(f._pool._turnstile.queue) < 3:
+        while f._pool.waiting < 3:
             await asyncio.sleep(0.001)
 
     asyncio.run(abandon())  # cancels them
@@ -311,9 +346,7 @@ def test_closing_ends_a_call_in_progress(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         await asyncio.to_thread(f.start)
         call = asyncio.create_task(f.aio(str(tmp_path / "never")))
-        while f._pool._turnstile.try_enter():
-            f._pool._turnstile.leave()
-            await asyncio.sleep(0.001)
+        await until_it_runs(f)
         await asyncio.to_thread(f.close)
         with pytest.raises(atoll.ServiceClosed):
             await call

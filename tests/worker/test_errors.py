@@ -15,6 +15,7 @@ import numpy
 import pytest
 
 from atoll_worker import register, wire
+from atoll_worker.channel import can_cross
 from atoll_worker.connection import Connection
 from atoll_worker.control import Control
 from atoll_worker.errors import (
@@ -36,15 +37,10 @@ from atoll_worker.values import Decoder, Encoder, decode_json, encode_json
 from .pairs import PATIENCE, Raw, forked
 
 
-def crosses(value: object) -> bool:
-    """The rule that a worker uses for what an exception carries."""
-    return Runtime._can_cross(None, value)  # type: ignore[arg-type]
-
-
 def described(error: BaseException, skip: int = 0) -> dict[str, Any]:
     """The description, after a journey."""
     encoder = Encoder()
-    payload = encoder.encode(describe_exception(error, crosses, skip))
+    payload = encoder.encode(describe_exception(error, can_cross, skip))
     buffers = [bytearray(buffer) for buffer in encoder.take_buffers()]
     result: dict[str, Any] = Decoder(checked=True, side="the host").decode(payload, buffers)
     return result
@@ -397,8 +393,9 @@ def test_a_worker_survives_them(name: str) -> None:
         raise ValueError(numpy.zeros(50_000))
 
     def work(server: Connection, raw: Raw) -> None:
-        worker = Runtime(server, Control(raw.sock))
+        worker = Runtime([server], Control(raw.sock))
         worker.table.functions.update({"fail": fail, "array": fail_with_array, "echo": lambda value: value})
+        worker._make_callable()
         worker.serve()
 
     def call(client: Connection, name: str, *args: Any) -> Any:
@@ -459,9 +456,10 @@ def test_a_worker_survives_whatever_reporting_sets_off() -> None:
         os.wait()
 
     def work(server: Connection, raw: Raw) -> None:
-        worker = Runtime(server, Control(raw.sock))
+        worker = Runtime([server], Control(raw.sock))
         worker.table.functions.update({"unbound": Unbound, "key": lambda: {Unbound(): 1}, "changing": changing})
         worker.table.functions.update({"fork": fork, "echo": lambda value: value})
+        worker._make_callable()
         worker.serve()
 
     def call(client: Connection, name: str, *args: Any) -> Any:

@@ -105,8 +105,11 @@ class Escalation:
             worker.cause = Cause.CANCELLED
             worker.why = self._why
         logger.warning("%s; its worker (pid %d) is stopped. It was here:\n%s", self._why, worker.pid, self.stacks)
-        worker.terminate()
-        if self._hurried.wait(_TERMINATION):
+        strays = worker.terminate()
+        ended = self._hurried.wait(_TERMINATION)
+        if strays is not None:
+            strays.kill()
+        if ended:
             return
         self.rung = KILLED
         worker.end(Cause.CANCELLED, self._why)

@@ -24,6 +24,7 @@ from ..processes import (
     Limits,
     Mover,
     SandboxPolicy,
+    Strays,
     WorkerProcess,
     is_broad,
     output_reader,

@@ -11,6 +11,7 @@ from .output import output_reader
 from .process import DataConnection, WorkerProcess, start_process
 from .processors import Mover
 from .sandbox import SandboxPolicy, is_broad, sandbox_environ
+from .tree import Strays
 from .usage import Usage, tree_memory, tree_rss, usage
 from .warden import warden
 
@@ -19,6 +20,7 @@ __all__ = [
     "Limits",
     "Mover",
     "SandboxPolicy",
+    "Strays",
     "Usage",
     "WorkerProcess",
     "is_broad",

@@ -36,6 +36,34 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+class Strays:
+    """The descendants that a process has now, to be killed when it has ended: then nobody could tell any more whose
+    they were. Held by descriptors, so that their numbers cannot have become somebody else's by then.
+
+    Args:
+        pid: the process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._descriptors: list[int] = []
+        for one in descendants(pid):
+            try:
+                self._descriptors.append(os.pidfd_open(one))
+            except OSError:
+                continue  # it has ended, or this process may open no more
+
+    def kill(self) -> None:
+        """SIGKILL to each that still lives. Once."""
+        while self._descriptors:
+            descriptor = self._descriptors.pop()
+            try:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+            finally:
+                os.close(descriptor)
+
+
 def kill_tree(pid: int) -> None:
     """SIGKILL to ``pid``, to its process group if it leads one, and to descendants that left the group.
 
