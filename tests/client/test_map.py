@@ -300,7 +300,7 @@ def test_memory_stays_bounded(service: Any) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 60_000_000
+    assert peak < 30_000_000
 
 
 def test_closing_the_service_ends_it(file: Path) -> None:
