@@ -229,7 +229,9 @@ class Lending:
         if issubclass(cls, Proxy):
             if value._lending is self:
                 return "restore_own", (value._number,)
-            return "restore_lent", (value._kind, self._lend(value, value, lent))
+            # One of another peer's: that one is asked by way of this side.
+            passed_on = Outlet(value) if value._kind == ITERATOR else value
+            return "restore_lent", (value._kind, self._lend(value, passed_on, lent))
         if cls is Ref:
             return "restore_lent", (OBJECT, self._lend(value.value, value.value, lent))
         if is_iterator(cls):

@@ -184,6 +184,8 @@ class Inlet:
             raise ValueError("a batch without items that is not the last one")
         self._asked = len(items)
         self._fetched_at = perf_counter()
+        if len(items) < self._appetite:
+            self._appetite = max(1, len(items))  # the producer is slow: none is to wait for many others
         items.reverse()
         self.items = items
         self.ended = bool(ended)
