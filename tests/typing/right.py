@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, assert_type
 
 import atoll
+from atoll.client.submitter import Call
 from atoll_worker import Service, expose, register
 
 
@@ -30,13 +31,19 @@ def without_options() -> None:
 assert_type(plain(b"", 0.1, name="y"), list[int])
 assert_type(plain(image=b""), list[int])
 assert_type(plain.local(b""), list[int])
-assert_type(plain.submit(b"", name="z"), Future[list[int]])
+assert_type(plain.submit(b"", name="z"), Call[list[int]])
 assert_type(plain.submit(b"").result(), list[int])
 assert_type(plain.map([b""], [0.5]), Iterator[list[int]])
 assert_type(list(plain.map([b""])), list[list[int]])
 assert_type(plain.options(timeout=1.0)(b""), list[int])
-assert_type(plain.options(timeout=None).submit(b""), Future[list[int]])
+assert_type(plain.options(timeout=None).submit(b""), Call[list[int]])
+assert_type(list(plain.map([b""], ordered=False)), list[list[int]])
+plain.options(retries=2, on_progress=lambda done, total, message: print(done, total, message))
 assert_type(plain.pid, int | None)
+plain.scale(0, 4, idle=3)
+plain.reload(timeout=3)
+for worker in plain.status().workers:
+    assert_type(worker.pid, int)
 assert_type(with_options(3), tuple[str, float])
 assert_type(with_options.options(timeout=3)(count=1), tuple[str, float])
 assert_type(atoll.function(lambda: 3)(), int)
@@ -47,6 +54,64 @@ async def awaited() -> None:
     assert_type(await plain.options(timeout=2).aio(b""), list[int])
     coroutine: Coroutine[Any, Any, tuple[str, float]] = with_options.aio(1)
     assert_type(await coroutine, tuple[str, float])
+
+
+@atoll.function
+async def fetched(address: str, *, tries: int = 1) -> bytes:
+    return b""
+
+
+@atoll.function(timeout=3, idempotent=True)
+async def fetched_with_options(address: str) -> bytes:
+    return b""
+
+
+# Run to its end over there: here it is a function like any other.
+assert_type(fetched("a", tries=2), bytes)
+assert_type(fetched.submit("a"), Call[bytes])
+assert_type(fetched_with_options.options(retries=2)("a"), bytes)
+assert_type(fetched.map(["a"]), Iterator[bytes])
+future: Future[bytes] = fetched.submit("a")
+assert_type(fetched.submit("a").cancel(), bool)
+
+
+@atoll.function
+def counted(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+@atoll.function(timeout=3)
+def generated(count: int) -> Generator[int, None, None]:
+    yield from range(count)
+
+
+@atoll.function
+async def ticks(count: int) -> AsyncIterator[str]:
+    yield "tick"
+
+
+assert_type(counted(3), atoll.Stream[int])
+assert_type(generated(count=3), atoll.Stream[int])
+assert_type(ticks(3), atoll.Stream[str])
+for number in counted(3):
+    assert_type(number, int)
+with counted.options(timeout=1)(3) as stream:
+    assert_type(next(stream), int)
+    assert_type(list(stream), list[int])
+
+
+async def streamed() -> None:
+    assert_type(await fetched.aio("a"), bytes)
+    assert_type(await fetched_with_options.aio("a"), bytes)
+    async for number in counted.aio(3):
+        assert_type(number, int)
+    async for tick in ticks.aio(3):
+        assert_type(tick, str)
+    async with await ticks.aio(3) as stream:
+        assert_type(stream, atoll.Stream[str])
+        async for tick in stream:
+            assert_type(tick, str)
+    assert_type([number async for number in counted.options(timeout=1).aio(3)], list[int])
 
 
 def takes_any_callable(function: Callable[[int], tuple[str, float]]) -> None:

@@ -134,10 +134,10 @@ class Counter(Service):
 RIGHT_CALLS = """\
 import datetime
 from collections.abc import Iterator
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, assert_type
 
 import numpy
+from atoll.client.submitter import Call
 from vision_client import Vision, connect
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ with connect(timeout=3) as vision:
     assert_type(vision, Vision)
     assert_type(vision.pid, int | None)
     assert_type(vision.detect(image, threshold=1, labels=["a"]), list["Found"])
-    assert_type(vision.detect.submit(image, 0.1), Future[list["Found"]])
+    assert_type(vision.detect.submit(image, 0.1), Call[list["Found"]])
     assert_type(vision.detect.map([image], [0.1]), Iterator[list["Found"]])
     assert_type(vision.detect.options(timeout=3)(image=image), list["Found"])
     assert_type(vision.tensors(1), dict[str, Any])

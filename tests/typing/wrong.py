@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import atoll
 from atoll_worker import expose
 
@@ -28,7 +30,34 @@ number: int = f(1)  # type: ignore[assignment]
 result: int = f.submit(1).result()  # type: ignore[assignment]
 
 
+@atoll.function
+async def fetched(address: str) -> bytes:
+    return b""
+
+
+@atoll.function
+def counted(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+fetched(1)  # type: ignore[arg-type]
+text: str = fetched("a")  # type: ignore[assignment]
+text = next(counted(3))  # type: ignore[assignment]
+counted("3")  # type: ignore[arg-type]
+f.options(retries="2")  # type: ignore[arg-type]
+f.options(on_progress=lambda done: None)  # type: ignore[arg-type, misc]
+f.scale("1", 2)  # type: ignore[arg-type]
+
+
 async def awaited() -> None:
+    await fetched("a")  # type: ignore[misc]
+    async for item in fetched.aio("a"):  # type: ignore[attr-defined]
+        del item
+    async for item in counted.aio("3"):  # type: ignore[call-overload]
+        del item
+    async for item in counted.aio(3):
+        word: str = item  # type: ignore[assignment]
+        print(word)
     await f.aio("1")  # type: ignore[arg-type]
     await f(1)  # type: ignore[misc]
     awaited_number: int = await f.aio(1)  # type: ignore[assignment]
