@@ -24,11 +24,12 @@ from benchmarks.contender import ROOT
 from benchmarks.environment import make_environment
 from benchmarks.figures import collect_figures
 from benchmarks.machine import describe_machine
+from benchmarks.pooling import measure_pool
 from benchmarks.report import PLOT_NAME, RESULTS, render
 from benchmarks.starting import BUILD
 from benchmarks.startup import measure_startup
 
-STARTUP = "startup"
+STARTUP, POOL = "startup", "pool"
 STARTUP_RUNS, QUICK_STARTUP_RUNS = 40, 5
 
 
@@ -36,7 +37,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line. ``--only`` becomes a list of known names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, under a minute once installed")
-    parser.add_argument("--only", type=lambda text: text.split(","), help=f"of: {', '.join(CATALOGUE)}, {STARTUP}")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help=f"of: {', '.join(CATALOGUE)}, {STARTUP}, {POOL}"
+    )
     parser.add_argument(
         "--rounds", type=int, help=f"interleaved rounds (default {Effort.rounds}, quick {QUICK.rounds})"
     )
@@ -47,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="folder of the results (default: benchmarks/results; a quick or partial run keeps to the build folder)",
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.only or [] if name not in {*CATALOGUE, STARTUP}]
+    unknown = [name for name in options.only or [] if name not in {*CATALOGUE, STARTUP, POOL}]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     if options.output is None:
@@ -106,6 +109,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not options.only or STARTUP in options.only:
         runs = QUICK_STARTUP_RUNS if options.quick else STARTUP_RUNS
         results["startup"] = measure_startup(python, runs, progress)
+    if not options.only or POOL in options.only:
+        results["pool"] = measure_pool(python, options.quick, progress)
     results["seconds"] = round(time.monotonic() - begin, 1)
     results["figures"] = [{**asdict(figure), "met": figure.met} for figure in collect_figures(results)]
     write(results, options.output, python)

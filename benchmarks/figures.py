@@ -8,31 +8,12 @@ figure whose contender was left out has no value and is not met.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.figure import Figure
+from benchmarks.pool_figures import pool_figures
+
 MILLISECOND = 1_000_000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One promise. ``unit`` is ``x`` for a ratio; ``at_most`` says in which direction the target binds."""
-
-    name: str
-    unit: str
-    target: float | None
-    at_most: bool
-    value: float | None
-    detail: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target was reached; None where there is no target; False where there is no value."""
-        if self.target is None:
-            return None
-        if self.value is None:
-            return False
-        return self.value <= self.target if self.at_most else self.value >= self.target
 
 
 # Name of the promise, contender, divided by, target: at most this many times the other's p50.
@@ -95,7 +76,7 @@ def collect_figures(results: dict[str, Any]) -> list[Figure]:
         for peer, target in AGAINST_PEERS
         if {peer, "atoll"} <= tried
     ]
-    return figures + _startup_figures(results.get("startup", {}))
+    return figures + _startup_figures(results.get("startup", {})) + pool_figures(results.get("pool", {}))
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

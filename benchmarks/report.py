@@ -76,14 +76,14 @@ def _figures(figures: list[dict[str, Any]]) -> str:
 
 
 def _amount(value: float, unit: str) -> str:
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f} {unit}"
 
 
 def _target(figure: dict[str, Any]) -> str:
     if figure["target"] is None:
         return ""
-    return f"{'≤' if figure['at_most'] else '≥'} {figure['target']:g} {figure['unit']}"
+    return f"{'≤' if figure['at_most'] else '≥'} {figure['target']:,g} {figure['unit']}"
 
 
 def _contenders(contenders: dict[str, dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from benchmarks.figures import Figure, collect_figures
+from benchmarks.pool_figures import PROMISES
 from benchmarks.report import BEGIN, END, NEW_PAGE, MarkersMissing, insert, render
 
 
@@ -95,3 +96,46 @@ def test_only_what_lies_between_the_markers_changes(results):
 def test_a_page_without_markers_is_refused(page):
     with pytest.raises(MarkersMissing):
         insert(page, "figures")
+
+
+def summary(p50: float, **others: float) -> dict:
+    return {"p50": p50, "p99": 2 * p50, "minimum": p50, "maximum": p50, "count": 10, **others}
+
+
+POOL = {
+    "call": {"pool": summary(11_000.0), "bare": summary(10_000.0)},
+    "map": {
+        "atoll": summary(3e6),
+        "unordered": summary(3e6),
+        "process_pool": summary(1e6),
+        "local": summary(1e7),
+        "chunk": 1000,
+    },
+    "callers": {"call": summary(50_000.0), "share": summary(1.2, maximum=3.5), "calls_per_second": 20_000.0},
+    "stream": {"out": summary(1e6), "into": summary(1e6), "growth": {"host": 100_000, "worker_out": 2_000_000}},
+    "callback": {"callback": summary(9_000.0), "call": summary(10_000.0)},
+    "idle": {"share": 0.004, "share_of_host": 0.001, "seconds": 20.0, "workers": 8, "private_bytes": summary(6e6)},
+}
+
+
+def test_figures_of_a_pool(results):
+    results["pool"] = POOL
+    found = {figure.name: figure for figure in collect_figures(results)}
+    met = {name: figure.met for name, figure in found.items() if figure not in collect_figures({**results, "pool": {}})}
+    assert len(met) == sum(map(len, PROMISES.values()))
+    assert found["Small call in a pool of one worker, over the bare exchange"].value == pytest.approx(1.1)
+    assert [name for name, was_met in met.items() if was_met is False] == [
+        "map of 200,000 tiny items, times faster than ProcessPoolExecutor at its best",
+        "Single calls, 8 threads, 2 workers: longest mean wait over the fair share",
+        "Memory that streams leave behind",
+    ]
+
+
+def test_a_part_of_a_pool_that_failed_meets_nothing(results):
+    results["pool"] = {name: {"error": "it broke"} for name in POOL}
+    figures = [figure for figure in collect_figures(results) if figure.detail == "it broke"]
+    assert len(figures) == sum(map(len, PROMISES.values()))
+    assert not any(figure.met for figure in figures)
+    results["figures"] = [{**vars(figure), "met": figure.met} for figure in figures]
+    assert "| 400,000 items/s" not in render(results)
+    assert "≥ 400,000 items/s" in render(results)
