@@ -25,10 +25,19 @@ SOURCE = Path(__file__).parents[1] / "src"
 _MADE_BY_USERS = {"Service"}
 
 SECTIONS: list[tuple[str, Any, list[str]]] = [
-    ("Calling", atoll, ["function", "Function", "RemoteFunction", "Service", "FunctionInfo", "shutdown"]),
+    ("Calling", atoll, ["function", "Function", "RemoteFunction", "Service", "FunctionInfo", "Stream", "shutdown"]),
     ("Values", atoll, ["register"]),
+    ("What stays where it is", atoll, ["ref", "RemoteObject", "ProxiedSingleton", "local"]),
+    ("Tracing", atoll, ["traceparent"]),
     ("Manifests", atoll, ["ServiceSpec", "Restart", "Breaker", "Recycle", "Sandbox"]),
-    ("Inside a worker", atoll_worker, ["expose", "Service", "register"]),
+    (
+        "Inside a worker",
+        atoll_worker,
+        [
+            *("expose", "Service", "register", "host", "ref", "ProxiedSingleton", "local"),
+            *("cancelled", "Cancelled", "progress", "log", "traceparent"),
+        ],
+    ),
 ]
 
 
