@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry of a worker process: ``python -I .../atoll_worker/__main__.py CONTROL LIFELINE SPIN DATA:LANE ...``.
+"""Entry of a worker process: ``python -I .../atoll_worker/__main__.py CONTROL LIFELINE SPIN DATA:LANE ...``, and of a
+template that workers are forked from: ``... template CONTROL LIFELINE``.
 
 Loads this package by its place on disk, because the folder around it may be the host's site-packages, which must
 not be on a worker's ``sys.path``, not even for the length of one import. Kept small: it is compiled at every start.
@@ -31,4 +32,11 @@ _load_package()
 if __name__ == "__main__":
     from atoll_worker.runtime import main
 
-    main(sys.argv[1:])
+    if sys.argv[1] != "template":
+        main(sys.argv[1:])
+    else:
+        from atoll_worker import template
+
+        argv = template.main(sys.argv[2:])  # returns in each worker that was forked
+        if argv is not None:
+            main(argv)

@@ -28,7 +28,8 @@ from .sandbox import Gate, SandboxPolicy, sandboxed_process, wrap
 from .tree import kill_tree
 from .warden import warden
 
-_ENTRY = os.path.join(os.path.dirname(os.path.abspath(atoll_worker.__file__)), "__main__.py")
+# The program that every worker is.
+ENTRY = os.path.join(os.path.dirname(os.path.abspath(atoll_worker.__file__)), "__main__.py")
 
 # Seconds to wait, once a process has ended, for the rest of what it printed.
 _LAST_WORDS = 0.5
@@ -93,14 +94,7 @@ class WorkerProcess:
     def reap(self) -> None:
         """Called by the warden, on its thread, once the process has ended."""
         with self._kill_lock:
-            # Whatever it left behind in its group goes with it; before reaping, while the number is surely its own.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            status: int | None
-            try:
-                status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            except ChildProcessError:
-                status = None  # SIGCHLD is ignored in this process, or somebody waits for any child
+            status = self._wait()
             self._reaped = True
         if status is not None and self._is_sandboxed and 128 < status < 128 + signal.NSIG:
             status = 128 - status  # how bubblewrap passes on that a signal ended what it ran
@@ -129,6 +123,20 @@ class WorkerProcess:
                 output_reader().drop(stream)
 
         warden().after(2 * _LAST_WORDS, drop)
+
+    def _wait(self) -> int | None:
+        """End what it left behind in its group, and reap it; how it ended, None if that cannot be known."""
+        # Before reaping, while the number is surely its own.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            return None  # SIGCHLD is ignored in this process, or somebody waits for any child
+
+    def open_pidfd(self) -> int:
+        """A new descriptor that stands for it, to be watched."""
+        return os.pidfd_open(self.pid)
 
     @property
     def python_pid(self) -> int:
@@ -183,8 +191,9 @@ class WorkerProcess:
     def forget(self) -> None:
         """In a forked child: let go of the parent's descriptors; above all the lifeline, which would keep the worker
         alive for as long as this child lives."""
-        with contextlib.suppress(OSError):
-            os.close(self._lifeline)
+        if not self._reaped:  # else the number may be somebody else's by now
+            with contextlib.suppress(OSError):
+                os.close(self._lifeline)
         for sock in self._sockets():
             sock.close()
 
@@ -196,6 +205,99 @@ class WorkerProcess:
 
     def _sockets(self) -> list[socket.socket]:
         return [*(one.sock for one in self.connections), self.control]
+
+
+class Ends:
+    """What a new worker is connected by.
+
+    Args:
+        ours, theirs: get what closes the host's ends, and the worker's.
+        connections: how many data connections it gets.
+        use_lane: give each a fast lane, where there can be one.
+        kind: of socket, for the control connection.
+
+    Attributes:
+        control, lifeline, out, err, data: the host's ends.
+        worker_control, worker_lifeline, worker_out, worker_err: the worker's.
+        worker_data: the worker's descriptors of each data connection: its socket, and its lane (-1: none).
+    """
+
+    def __init__(
+        self,
+        ours: contextlib.ExitStack,
+        theirs: contextlib.ExitStack,
+        connections: int,
+        use_lane: bool,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> None:
+        # A daemon may have closed its standard descriptors. Ours must not get their numbers: the child's own standard
+        # descriptors would be put in their place.
+        while (filler := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
+            theirs.callback(os.close, filler)
+        os.close(filler)
+        self.control, worker_control = socket.socketpair(socket.AF_UNIX, kind)
+        ours.callback(self.control.close)
+        theirs.callback(worker_control.close)
+        self.worker_control = worker_control.fileno()
+        pipes = [os.pipe() for _ in range(3)]
+        (self.worker_lifeline, self.lifeline), (self.out, self.worker_out), (self.err, self.worker_err) = pipes
+        for fd in (self.lifeline, self.out, self.err):
+            ours.callback(os.close, fd)
+        for fd in (self.worker_lifeline, self.worker_out, self.worker_err):
+            theirs.callback(os.close, fd)
+        self.data: list[DataConnection] = []
+        self.worker_data: list[tuple[int, int]] = []
+        for _ in range(connections):
+            sock, worker_sock = socket.socketpair()
+            ours.callback(sock.close)
+            theirs.callback(worker_sock.close)
+            lane, lane_fd = None, -1
+            if use_lane and lane_module.available():
+                lane_fd = lane_module.create()
+                theirs.callback(os.close, lane_fd)
+                lane = Lane(lane_fd, is_host=True)
+            self.data.append(DataConnection(sock, lane))
+            self.worker_data.append((worker_sock.fileno(), lane_fd))
+
+    @property
+    def passed(self) -> list[int]:
+        """The worker's descriptors, less its standard ones."""
+        data = [fd for pair in self.worker_data for fd in pair if fd >= 0]
+        return [self.worker_control, self.worker_lifeline, *data]
+
+    def streams(self, service: str, pid: int) -> list[Stream]:
+        """What the worker prints to."""
+        return [Stream(self.out, service, pid, "stdout"), Stream(self.err, service, pid, "stderr")]
+
+
+def spawn(command: Sequence[str], environ: Mapping[str, str], out: int, err: int, passed: Sequence[int]) -> int:
+    """Start a program in a session of its own; its process id. On the warden's thread, which then watches it."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        pass_fds=passed,
+        env=dict(environ),
+        start_new_session=True,
+    )
+    # The warden reaps it, by pidfd; Popen must not believe that it still has to.
+    child.returncode = 0
+    return child.pid
+
+
+def begin(process: WorkerProcess) -> None:
+    """A new process is there: read what it prints, and have it known to children of this process."""
+    for stream in process._streams:
+        output_reader().add(stream)
+    _alive.add(process)
+
+
+def give_up(process: WorkerProcess) -> None:
+    """End a new process that is of no use, and wait until it is gone."""
+    process.kill()
+    process.exited.wait(_KILL_PATIENCE)
+    process.close()
 
 
 def start_process(
@@ -229,81 +331,45 @@ def start_process(
         SandboxUnavailable: a sandbox was asked for, and there can be none.
     """
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-        # A daemon may have closed its standard descriptors. Ours must not get their numbers: the child's own standard
-        # descriptors would be put in their place.
-        while (filler := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
-            theirs.callback(os.close, filler)
-        os.close(filler)
-        control, worker_control = socket.socketpair()
-        ours.callback(control.close)
-        theirs.callback(worker_control.close)
-        pipes = [os.pipe() for _ in range(3)]
-        (lifeline_read, lifeline), (out_read, out_write), (err_read, err_write) = pipes
-        for fd in (lifeline, out_read, err_read):
-            ours.callback(os.close, fd)
-        for fd in (lifeline_read, out_write, err_write):
-            theirs.callback(os.close, fd)
-        passed = [worker_control.fileno(), lifeline_read]
-        command = [python, "-I", _ENTRY, *map(str, passed), "1" if spin else "0"]
-        data: list[DataConnection] = []
-        for _ in range(connections):
-            sock, worker_sock = socket.socketpair()
-            ours.callback(sock.close)
-            theirs.callback(worker_sock.close)
-            passed.append(worker_sock.fileno())
-            lane, lane_fd = None, -1
-            if use_lane and lane_module.available():
-                lane_fd = lane_module.create()
-                theirs.callback(os.close, lane_fd)
-                lane = Lane(lane_fd, is_host=True)
-                passed.append(lane_fd)
-            data.append(DataConnection(sock, lane))
-            command.append(f"{worker_sock.fileno()}:{lane_fd}")
+        ends = Ends(ours, theirs, connections, use_lane)
+        passed = ends.passed
+        command = [python, "-I", ENTRY, *map(str, passed[:2]), "1" if spin else "0"]
+        command += [f"{data}:{lane}" for data, lane in ends.worker_data]
         gate = None
         if sandbox is not None:
             memory = limits.memory if limits is not None else None
-            command = wrap(command, sandbox, [*needed, os.path.dirname(_ENTRY)], memory=memory)
+            command = wrap(command, sandbox, [*needed, os.path.dirname(ENTRY)], memory=memory)
             gate = Gate()
             ours.callback(gate.close)
             theirs.callback(gate.close_theirs)
             command[1:1] = gate.options()
             passed += gate.passed
 
-        def spawn() -> WorkerProcess:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out_write,
-                stderr=err_write,
-                pass_fds=passed,
-                env=dict(environ),
-                start_new_session=True,
+        def spawn_worker() -> WorkerProcess:
+            pid = spawn(command, environ, ends.worker_out, ends.worker_err, passed)
+            process = WorkerProcess(
+                pid,
+                ends.data,
+                ends.control,
+                ends.lifeline,
+                ends.streams(service, pid),
+                service,
+                is_sandboxed=sandbox is not None,
             )
-            # The warden reaps it, by pidfd; Popen must not believe that it still has to.
-            child.returncode = 0
-            streams = [
-                Stream(fd, service, child.pid, name) for fd, name in ((out_read, "stdout"), (err_read, "stderr"))
-            ]
-            is_sandboxed = sandbox is not None
-            process = WorkerProcess(child.pid, data, control, lifeline, streams, service, is_sandboxed=is_sandboxed)
             warden().watch(process)
             return process
 
-        process = warden().run(spawn)
+        process = warden().run(spawn_worker)
         # From here on the process has what is its own, and lets go of it at its end.
         ours.pop_all()
-        for stream in process._streams:
-            output_reader().add(stream)
-        _alive.add(process)
+        begin(process)
     try:
         if gate is not None:
             gate.wait()
         if limits is not None:
             process.join(apply_limits(process, limits))
     except BaseException:
-        process.kill()
-        process.exited.wait(_KILL_PATIENCE)
-        process.close()
+        give_up(process)
         raise
     finally:
         if gate is not None:

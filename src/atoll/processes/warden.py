@@ -36,6 +36,9 @@ class Watched(Protocol):
 
     pid: int
 
+    def open_pidfd(self) -> int:
+        """A new descriptor that stands for the process."""
+
     def reap(self) -> None:
         """The process has ended: called once, on the warden's thread. Must wait for it, which returns at once."""
 
@@ -120,9 +123,9 @@ class Warden:
                 self._poll.unregister(fd)
 
     def watch(self, process: Watched) -> None:
-        """Begin to watch a child of this process. On the warden's thread only."""
+        """Begin to watch a process: a child of this one, unless it has a pidfd. On the warden's thread only."""
         try:
-            pidfd = os.pidfd_open(process.pid)
+            pidfd = process.open_pidfd()
         except (AttributeError, OSError):
             self._unwatchable.append(process)
             return
