@@ -102,12 +102,13 @@ def the_one(records: list[Any], text: str) -> Any:
 def test_level_logger_time_thread_process_and_place(file: Path, heard: list[Any]) -> None:
     with atoll.Service(file) as service:
         for level, name in ((logging.DEBUG, None), (logging.INFO, "models.sd"), (35, "x"), (logging.ERROR, None)):
+            before = time.time()
             said_at, thread = service.say(level, f"at {level}", name)
             record = the_one(heard, f"at {level}")
             assert record.name == "atoll.worker.talking" + (f".{name}" if name else "")
             assert (record.levelno, record.threadName, record.worker_thread) == (level, thread, thread)
             assert (record.process, record.worker_pid, record.service) == (service.pid, service.pid, "talking")
-            assert abs(record.created - said_at) < 1  # the worker's time, not that of its arrival; here they are close
+            assert before <= record.created <= said_at  # when it was said, not when it arrived
             assert record.pathname == str(file)
             assert record.funcName == "say"
             assert record.call_id > 0
@@ -173,9 +174,7 @@ def test_a_service_that_configures_logging_itself_is_heard_once(file: Path, hear
         service.configure_and_say("configured it")
         assert the_one(heard, "configured it").name == "atoll.worker.talking.configured"
         the_one(heard, "printed")
-    assert not [
-        record for record in heard if "configured it" in record.getMessage() and record.name.endswith("talking")
-    ]
+    assert sum("configured it" in record.getMessage() for record in heard) == 1
 
 
 def test_a_program_that_configures_logging_sees_workers_as_its_own(file: Path, tmp_path: Path) -> None:
@@ -239,21 +238,22 @@ def test_a_handler_that_is_slow_holds_up_no_call(file: Path) -> None:
     handler = logging.Handler()
     gate = threading.Event()
     entered = threading.Event()
+    left: list[logging.LogRecord] = []
 
     def emit(record: logging.LogRecord) -> None:
         entered.set()
-        gate.wait(30)
+        gate.wait(60)
+        left.append(record)
 
     handler.emit = emit  # type: ignore[method-assign]
     logger = logging.getLogger("atoll.worker")
     logger.addHandler(handler)
     try:
         with atoll.Service(file) as service:
-            before = time.monotonic()
             for number in range(100):
                 service.say(logging.WARNING, f"slow {number}")
-            assert entered.is_set()
-            assert time.monotonic() - before < 25  # not the handler's thirty seconds
+            until(entered.is_set)
+            assert not left
             gate.set()
     finally:
         gate.set()
