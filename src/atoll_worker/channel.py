@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 _LOOK_AGAIN = 0.05
 _CALL_LABELS = (("args", 1), ("kwargs", 2))
 _CALL_NUMBER = wire.CALL_NUMBER
-_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+# Of both packages, which lie side by side: the host describes what its callbacks raise in the same way.
+_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_OWN_FOLDERS = (_OWN_FOLDER + os.sep, os.path.join(os.path.dirname(_OWN_FOLDER), "atoll") + os.sep)
 
 
 class Channel:
@@ -452,7 +454,7 @@ def _own_frames(error: BaseException) -> int:
     """How many of the outermost frames of a traceback are atoll's own, which say nothing to the function's author."""
     count = 0
     traceback = _traceback_of(error)  # whatever a strange class makes of it
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_FOLDERS):
         count += 1
         traceback = traceback.tb_next
     return count
