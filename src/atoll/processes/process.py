@@ -47,6 +47,23 @@ class DataConnection(NamedTuple):
     lane: Lane | None
 
 
+class Lifeline(NamedTuple):
+    """The pipe whose end the kernel takes for the end of this process; see ``atoll_worker.lifeline``.
+
+    The worker's end is kept here too. Else, should the worker end by itself and this process be killed before it has
+    seen that, what the worker had started would live on, since nobody held the end that its group is tied to. It has
+    the lower number: the kernel lets go of the descriptors of a process that was killed in falling order.
+    """
+
+    read: int
+    write: int
+
+    def close(self) -> None:
+        """Let go of it, in the order that ends what is left of the group."""
+        os.close(self.write)
+        os.close(self.read)
+
+
 class WorkerProcess:
     """A worker process, from the moment it was spawned.
 
@@ -66,7 +83,7 @@ class WorkerProcess:
         pid: int,
         connections: Sequence[DataConnection],
         control: socket.socket,
-        lifeline: int,
+        lifeline: Lifeline,
         streams: Sequence[Stream],
         service: str,
         *,
@@ -105,7 +122,7 @@ class WorkerProcess:
         if self._group is not None:
             self.out_of_memory = self._group.out_of_memory()
             self._group.remove()
-        os.close(self._lifeline)
+        self._lifeline.close()
         # A descendant may still hold the other ends: callers must not wait for it.
         for sock in self._sockets():
             with contextlib.suppress(OSError):
@@ -193,7 +210,7 @@ class WorkerProcess:
         alive for as long as this child lives."""
         if not self._reaped:  # else the number may be somebody else's by now
             with contextlib.suppress(OSError):
-                os.close(self._lifeline)
+                self._lifeline.close()
         for sock in self._sockets():
             sock.close()
 
@@ -217,8 +234,9 @@ class Ends:
         kind: of socket, for the control connection.
 
     Attributes:
-        control, lifeline, out, err, data: the host's ends.
-        worker_control, worker_lifeline, worker_out, worker_err: the worker's.
+        control, out, err, data: the host's ends.
+        worker_control, worker_out, worker_err: the worker's.
+        lifeline: both.
         worker_data: the worker's descriptors of each data connection: its socket, and its lane (-1: none).
     """
 
@@ -239,11 +257,12 @@ class Ends:
         ours.callback(self.control.close)
         theirs.callback(worker_control.close)
         self.worker_control = worker_control.fileno()
-        pipes = [os.pipe() for _ in range(3)]
-        (self.worker_lifeline, self.lifeline), (self.out, self.worker_out), (self.err, self.worker_err) = pipes
-        for fd in (self.lifeline, self.out, self.err):
+        self.lifeline = Lifeline(*os.pipe())
+        ours.callback(self.lifeline.close)
+        (self.out, self.worker_out), (self.err, self.worker_err) = [os.pipe() for _ in range(2)]
+        for fd in (self.out, self.err):
             ours.callback(os.close, fd)
-        for fd in (self.worker_lifeline, self.worker_out, self.worker_err):
+        for fd in (self.worker_out, self.worker_err):
             theirs.callback(os.close, fd)
         self.data: list[DataConnection] = []
         self.worker_data: list[tuple[int, int]] = []
@@ -263,7 +282,7 @@ class Ends:
     def passed(self) -> list[int]:
         """The worker's descriptors, less its standard ones."""
         data = [fd for pair in self.worker_data for fd in pair if fd >= 0]
-        return [self.worker_control, self.worker_lifeline, *data]
+        return [self.worker_control, self.lifeline.read, *data]
 
     def streams(self, service: str, pid: int) -> list[Stream]:
         """What the worker prints to."""

@@ -9,8 +9,8 @@ A worker that was forked is the template's child, not this process's: the kernel
 through a pidfd, and how, for as long as nobody waited for it. So the template waits for a child only when it is told to
 (``reap``), and until then the child's number is its own. Should the template end first, somebody else waits for it
 (init); then its number may belong to another process, which is looked at before anything is sent to a number. What it
-started is reached without one: this process keeps the worker's end of the lifeline, and the kernel ends the group that
-is tied to it (``atoll_worker.lifeline``).
+started is reached without one: this process keeps both ends of the lifeline, and the kernel ends the group that is
+tied to it (``atoll_worker.lifeline``).
 
 What a template says is text, and nothing that it says is believed that the kernel does not say too: it runs user code.
 
@@ -33,7 +33,7 @@ from atoll_worker.template import LONGEST_MESSAGE, MOST_DESCRIPTORS
 
 from .limits import Limits, apply_limits
 from .output import Stream, output_reader
-from .process import ENTRY, Ends, WorkerProcess, begin, give_up, spawn
+from .process import ENTRY, Ends, Lifeline, WorkerProcess, begin, give_up, spawn
 from .warden import warden
 
 # Seconds for a template that is asked for a worker to answer.
@@ -83,7 +83,9 @@ class _TemplateProcess:
         has_ended: it was reaped.
     """
 
-    def __init__(self, owner: Template, pid: int, control: socket.socket, lifeline: int, streams: list[Stream]) -> None:
+    def __init__(
+        self, owner: Template, pid: int, control: socket.socket, lifeline: Lifeline, streams: list[Stream]
+    ) -> None:
         self.pid = pid
         self.is_ready = False
         self.has_ended = False
@@ -111,7 +113,7 @@ class _TemplateProcess:
         self.hear()  # its last words
         warden().ignore(self._control)
         self._control.close()
-        os.close(self._lifeline)
+        self._lifeline.close()
         how = "its process ended" if status is None else _how(status)
         self._owner._process_ended(self, how)
         self.ended.set()
@@ -169,7 +171,7 @@ class _TemplateProcess:
         """In a forked child: let go of the parent's descriptors."""
         if not self.has_ended:
             with contextlib.suppress(OSError):
-                os.close(self._lifeline)
+                self._lifeline.close()
         self._control.close()
 
 
@@ -235,9 +237,7 @@ class Template:
                 pid = _pid_of(pidfd)
                 if pid <= 0:
                     raise self._cannot("the worker that was forked had ended at once")
-                lifeline_read = os.dup(ends.worker_lifeline)
-                ours.callback(os.close, lifeline_read)
-                process = ForkedProcess(ends, pid, service, template, pidfd, lifeline_read)
+                process = ForkedProcess(ends, pid, service, template, pidfd)
                 warden().run(lambda: warden().watch(process))
                 # From here on the process has what is its own, and lets go of it at its end.
                 ours.pop_all()
@@ -359,14 +359,11 @@ class Template:
 class ForkedProcess(WorkerProcess):
     """A worker that a template forked: a child of the template's."""
 
-    def __init__(
-        self, ends: Ends, pid: int, service: str, template: _TemplateProcess, pidfd: int, lifeline_read: int
-    ) -> None:
+    def __init__(self, ends: Ends, pid: int, service: str, template: _TemplateProcess, pidfd: int) -> None:
         streams = ends.streams(service, pid)
         super().__init__(pid, ends.data, ends.control, ends.lifeline, streams, service)
         self._template = template
         self._pidfd = pidfd
-        self._lifeline_read = lifeline_read
 
     def open_pidfd(self) -> int:
         return os.dup(self._pidfd)
@@ -402,17 +399,11 @@ class ForkedProcess(WorkerProcess):
             os.close(self._pidfd)
         return status
 
-    def reap(self) -> None:
-        super().reap()
-        # Not before the other end was closed: so the kernel ends what is left of its group, whoever reaped it.
-        os.close(self._lifeline_read)
-
     def forget(self) -> None:
         super().forget()
         if not self._reaped:
-            for fd in (self._pidfd, self._lifeline_read):
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(self._pidfd)
 
 
 def _pid_of(pidfd: int) -> int:
