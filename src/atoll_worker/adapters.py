@@ -368,12 +368,18 @@ def restore_own(number: int) -> Any:
     raise DecodeError("a reference has no meaning here")
 
 
+def restore_returned(number: int) -> Any:
+    """The same in a result: the other side keeps its proxy until it is told that this one has it."""
+    raise DecodeError("a reference has no meaning here")
+
+
 RESTORERS: Dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         restore_builtin, restore_date, restore_time, restore_datetime, restore_timedelta, restore_timezone,
         restore_zoneinfo, restore_decimal, restore_fraction, restore_uuid, restore_path, restore_ndarray,
         restore_object_ndarray, restore_numpy_scalar, restore_registered, restore_lent, restore_own,
+        restore_returned,
     )
 }  # fmt: skip
 

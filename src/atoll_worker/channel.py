@@ -27,7 +27,7 @@ from .errors import (
     describe_exception,
     format_exception,
 )
-from .references import INVOKE
+from .references import INVOKE, NO_CALL
 from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
 
 TYPE_CHECKING = False
@@ -335,7 +335,7 @@ class Channel:
                     number = 0  # between calls the serving thread keeps the turn
         try:
             if not number or self.call_number != number:
-                raise AtollError("the host can be called while a call is in progress, and none is any more")
+                raise AtollError(NO_CALL)
             answer = self._exchange(function, args, kwargs)
         except ConnectionClosed:
             self._is_broken = True

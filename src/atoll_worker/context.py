@@ -11,7 +11,7 @@ from _contextvars import ContextVar
 
 from .errors import AtollError
 from .references import CALLABLE as _CALLABLE
-from .references import INVOKE, Lending, Proxy, RemoteCallable, RemoteMethod, RemoteObject
+from .references import INVOKE, NO_CALL, Lending, Proxy, RemoteCallable, RemoteMethod, RemoteObject
 from .references import ITERATOR as _ITERATOR
 from .references import OBJECT as _OBJECT
 from .streams import Inlet
@@ -55,7 +55,7 @@ def channel_now() -> Channel:
     if len(busy) == 1:
         return busy[0]
     if not busy:
-        raise AtollError("the host can be called while a call is in progress, and none is any more")
+        raise AtollError(NO_CALL)
     raise AtollError(
         f"{len(busy)} calls are in progress, and this thread belongs to none of them: start it with "
         "contextvars.copy_context().run"
@@ -92,6 +92,14 @@ class WorkerLending(Lending):
         from .completion import on_thread
 
         return on_thread(self.invoke, target, method, args, kwargs)
+
+    def serve(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Any:
+        result = super().serve(target, method, args, kwargs)
+        if hasattr(type(result), "__await__") and hasattr(type(result), "send"):
+            from .completion import complete
+
+            return complete(result)
+        return result
 
     def give_back(self, number: int, received: int) -> None:
         self._give_back(number, received)

@@ -6,7 +6,8 @@ in ``ref``. What always holds:
 
 * A number says how often it was received; the other side gives it back as often, once its proxy is collected. Nothing
   is kept by a timer, and everything goes with the process at the other end.
-* A proxy that goes back to where its object lives becomes that object again.
+* A proxy that goes back to where its object lives becomes that object again. Who passes it as an argument has it for as
+  long as the call takes; in a result it is kept until the other side says that it has come.
 * Only public methods, and a closed list of special ones, can be called from the other side.
 
 What does not belong here: how a call crosses (``invoke`` is given by whoever makes a ``Lending``).
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 CALLABLE = "callable"
 ITERATOR = "iterator"
 OBJECT = "object"
+
+# What to say to who calls back at the wrong time.
+NO_CALL = "the host can be called while a call is in progress, and none is: not yet in setup(), or not any more"
 
 # Name of the function, in both sides' tables, that calls what was lent: (target, method or None, args, kwargs).
 INVOKE = "__invoke__"
@@ -86,21 +90,25 @@ class Proxy:
 
 
 class RemoteMethod:
-    """A method of an object of the other side. Call it, or await its ``aio``."""
+    """A method of an object of the other side. Call it, or await its ``aio``.
 
-    __slots__ = ("_lending", "_method", "_target")
+    ``proxy`` is that of the object, if it has one: it must not be given back before it is called.
+    """
 
-    def __init__(self, lending: Lending, target: Target, method: Optional[str]) -> None:
+    __slots__ = ("_lending", "_method", "_proxy", "_target")
+
+    def __init__(self, lending: Lending, target: Target, method: str, proxy: Optional[Proxy] = None) -> None:
         self._lending = lending
         self._target = target
         self._method = method
+        self._proxy = proxy
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._lending.invoke(self._target, self._method, args, kwargs)
 
-    def aio(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    async def aio(self, *args: Any, **kwargs: Any) -> Any:
         """As a call, to be awaited."""
-        return self._lending.invoke_async(self._target, self._method, args, kwargs)
+        return await self._lending.invoke_async(self._target, self._method, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<method {self._method!r} of {self._target!r} of {self._lending.whose}>"
@@ -115,9 +123,9 @@ class RemoteCallable(Proxy):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._lending.invoke(self._number, None, args, kwargs)
 
-    def aio(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    async def aio(self, *args: Any, **kwargs: Any) -> Any:
         """As a call, to be awaited."""
-        return self._lending.invoke_async(self._number, None, args, kwargs)
+        return await self._lending.invoke_async(self._number, None, args, kwargs)
 
 
 class RemoteObject(Proxy):
@@ -129,7 +137,7 @@ class RemoteObject(Proxy):
     def __getattr__(self, name: str) -> RemoteMethod:
         if name.startswith("_"):
             raise AttributeError(f"{name!r}: only public methods of an object on the other side can be called")
-        return RemoteMethod(self._lending, self._number, name)
+        return RemoteMethod(self._lending, self._number, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._lending.invoke(self._number, None, args, kwargs)
@@ -195,6 +203,7 @@ class Lending:
         self._lent: Dict[int, _Lent] = {}
         self._by_id: Dict[int, _Lent] = {}
         self._borrowed: Dict[int, Any] = {}  # number -> weak reference to its proxy
+        self._returning: List[Proxy] = []  # once for each time that one is on its way home in a result
 
     # -- to be given by the side -----------------------------------------------------------------------------
 
@@ -222,13 +231,16 @@ class Lending:
 
         Args:
             value: any value that does not cross by value.
-            callables: lend callables too, as in arguments.
+            callables: these are arguments, in which callables are lent too; else it is a result.
             lent: gets the number of what is lent, to be taken back should the value not be sent.
         """
         cls = type(value)
         if issubclass(cls, Proxy):
             if value._lending is self:
-                return "restore_own", (value._number,)
+                if callables:
+                    return "restore_own", (value._number,)
+                self._returning.append(value)
+                return "restore_returned", (value._number,)
             # One of another peer's: that one is asked by way of this side.
             passed_on = Outlet(value) if value._kind == ITERATOR else value
             return "restore_lent", (value._kind, self._lend(value, passed_on, lent))
@@ -252,7 +264,11 @@ class Lending:
         return lent.number
 
     def take_back(self, number: int, received: int) -> None:
-        """The other side needs an object no more, as often as it was received."""
+        """The other side needs an object no more, as often as it was received; or, with 0, it has one of its own back
+        that was returned to it."""
+        if not received:
+            self._has_come_home(number)
+            return
         lent = None
         with self._lock:
             lent = self._lent.get(number)
@@ -265,8 +281,18 @@ class Lending:
             del self._by_id[id(lent.owner)]
         del lent  # out of the lock: this may run a destructor of the user's
 
+    def _has_come_home(self, number: int) -> None:
+        proxy = None
+        with self._lock:
+            for index, proxy in enumerate(self._returning):
+                if proxy._number == number:
+                    del self._returning[index]
+                    break
+        del proxy  # out of the lock, as above
+
     def clear(self) -> None:
         """The other side is gone."""
+        self._returning.clear()
         with self._lock:
             lent, self._lent, self._by_id = self._lent, {}, {}
         lent.clear()
@@ -295,6 +321,12 @@ class Lending:
         if lent is None:
             raise DecodeError(f"there is no object {number!r} that was lent, or it was given back")
         return lent.owner
+
+    def returned(self, number: int) -> Any:
+        """As ``own``, and the other side need not keep its proxy any more."""
+        value = self.own(number)
+        self.give_back(number, 0)
+        return value
 
     def serve(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Any:
         """``INVOKE`` from the other side."""

@@ -80,7 +80,6 @@ def _once(initialise: Callable[..., None]) -> Callable[..., None]:
 
 def _stand_in(cls: type) -> None:
     """Let a class defined in a worker stand in for the host's."""
-    target = "singleton:" + cls.__qualname__
     if "__init__" in cls.__dict__ and not getattr(cls.__dict__["__init__"], _LOCAL, False):
         cls.__init__ = lambda self, *args, **kwargs: None  # type: ignore[misc]
     for name, member in list(cls.__dict__.items()):
@@ -88,19 +87,24 @@ def _stand_in(cls: type) -> None:
             continue
         if isinstance(member, property):
             if not getattr(member.fget, _LOCAL, False):
-                setattr(cls, name, property(_reader(target, name), doc=member.__doc__))
+                setattr(cls, name, property(_reader(name), doc=member.__doc__))
         elif callable(member) and not isinstance(member, type) and not getattr(member, _LOCAL, False):
-            setattr(cls, name, _caller(target, name, member))
+            setattr(cls, name, _caller(name, member))
 
 
-def _caller(target: str, name: str, method: Any) -> Any:
+def _target(stand_in: object) -> str:
+    """What the host knows the instance by; that of a derived class for what it inherits."""
+    return "singleton:" + type(stand_in).__qualname__
+
+
+def _caller(name: str, method: Any) -> Any:
     from .context import lendings
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return lendings[0].invoke(target, name, args, kwargs)
+        return lendings[0].invoke(_target(self), name, args, kwargs)
 
     async def call_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await lendings[0].invoke_async(target, name, args, kwargs)
+        return await lendings[0].invoke_async(_target(self), name, args, kwargs)
 
     stand_in = call_async if is_coroutine_function(method) else call
     stand_in.__name__ = name
@@ -108,11 +112,11 @@ def _caller(target: str, name: str, method: Any) -> Any:
     return stand_in
 
 
-def _reader(target: str, name: str) -> Callable[[Any], Any]:
+def _reader(name: str) -> Callable[[Any], Any]:
     from .context import channel_now
 
     def read(self: Any) -> Any:
-        return channel_now().ask(READ, (target, name), {})
+        return channel_now().ask(READ, (_target(self), name), {})
 
     return read
 

@@ -169,6 +169,8 @@ class _DataUnpickler(Unpickler):
                     return self.lending.borrow
                 if name == "restore_own":
                     return self.lending.own
+                if name == "restore_returned":
+                    return self.lending.returned
             restorer = RESTORERS.get(name)
             if restorer is not None:
                 return restorer

@@ -12,6 +12,7 @@ ending a call that takes too long (``escalation``).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -709,7 +710,7 @@ class Pool:
                 result = await result
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - the worker is told
+        except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise  # not the callback gave up, but the caller
@@ -792,7 +793,9 @@ class Pool:
                 if conversation.state is wire.ASKING:
                     kind, payload, buffers = channel.encode_described({"atoll": "Cancelled", "message": "cancelled"})
                     connection.send(kind, _PICKLE, payload, buffers)
-                connection.receive()
+                frame = connection.receive()
+                with contextlib.suppress(Exception):  # nobody wants it; what came with it is given back
+                    channel.decoder.decode(frame.payload, frame.buffers)
             except (ConnectionClosed, ProtocolError):
                 channel.worker.process.exited.wait(_END_GRACE)  # type: ignore[union-attr]
                 return False
