@@ -98,6 +98,9 @@ class Child:
         self.pid = self._process.pid
         self.reaped = threading.Event()
 
+    def open_pidfd(self) -> int:
+        return os.pidfd_open(self.pid)
+
     def reap(self) -> None:
         self.status = self._process.wait()
         self.reaped.set()

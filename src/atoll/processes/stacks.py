@@ -259,8 +259,13 @@ def _opened(pid: int) -> Iterator[tuple[int, int]]:
         OSError: it ended.
     """
     with contextlib.ExitStack() as closing:
+        if not hasattr(os, "pidfd_open"):
+            raise _NotOffered  # an old system: nothing makes sure that the signal goes to the right process
         # First, so that everything found out below is of the very process that the signal goes to.
-        process = os.pidfd_open(pid)
+        try:
+            process = os.pidfd_open(pid)
+        except AttributeError:
+            raise _NotOffered from None  # a Python, or a system, without
         closing.callback(os.close, process)
         path = _offer(pid)
         if path is None:

@@ -46,11 +46,13 @@ class Strays:
 
     def __init__(self, pid: int) -> None:
         self._descriptors: list[int] = []
+        if not hasattr(os, "pidfd_open"):
+            return  # an old system: what left the process group stays
         for one in descendants(pid):
             try:
                 self._descriptors.append(os.pidfd_open(one))
-            except OSError:
-                continue  # it has ended, or this process may open no more
+            except (AttributeError, OSError):
+                continue  # it has ended, or this process may open no more, or there are none on this system
 
     def kill(self) -> None:
         """SIGKILL to each that still lives. Once."""
