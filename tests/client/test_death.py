@@ -219,6 +219,29 @@ def test_a_timeout_stops_a_worker_that_cannot_be_interrupted_and_what_it_started
     assert run.pid not in (None, old)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_call_is_ended_even_if_looking_where_it_is_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the last rung then: a worker is lost, and nobody waits for ever."""
+
+    @atoll.function
+    def nap(seconds: float) -> int:
+        import os
+        import time
+
+        time.sleep(seconds)
+        return os.getpid()
+
+    def fail(self: object) -> str:
+        raise OSError("cannot look")
+
+    first = nap(0)
+    monkeypatch.setattr("atoll.pool.worker.Worker.stacks", fail)
+    with pytest.raises(atoll.CallTimeout) as caught:
+        nap.options(timeout=0.2)(600)
+    assert caught.value.rung == "SIGKILL"
+    assert nap(0) != first
+
+
 def test_a_timeout_without_an_error_costs_nothing() -> None:
     @atoll.function(timeout=60)
     def f(x: int) -> int:

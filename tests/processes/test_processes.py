@@ -321,7 +321,7 @@ def test_a_worker_that_leaves_a_child_with_its_output_ends_all_the_same() -> Non
         return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
 
     stray = leave()
-    streams = leave._pool._worker.process._streams  # type: ignore[union-attr]
+    streams = leave._pool.workers[0].process._streams  # type: ignore[union-attr]
     leave.close()
     assert all(one.ended.wait(20) for one in streams)
     if not is_gone(stray):

@@ -76,6 +76,15 @@ class Escalation:
         )
 
     def _run(self) -> None:
+        try:
+            self._climb()
+        except BaseException:
+            # Looking where the worker is, or a log handler of the user's. Nobody must wait for ever because of it.
+            if not self._hurried.is_set():
+                self.hurry()
+            raise
+
+    def _climb(self) -> None:
         worker = self._channel.worker
         while not self._has_begun():
             if self._hurried.wait(0.001):
