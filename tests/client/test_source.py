@@ -328,23 +328,27 @@ def test_dunder_names_that_every_module_has() -> None:
 
 
 def test_coroutine_and_generator_functions() -> None:
-    def numbers():
-        yield 1
+    @atoll.function
+    def numbers(count):
+        yield from range(count)
 
-    async def coroutine():
-        return 1
+    @atoll.function
+    async def coroutine(x):
+        import asyncio
 
-    async def both():
-        yield 1
+        await asyncio.sleep(0)
+        return x + 1
 
-    for function, kind in (
-        (numbers, "'numbers' is a generator function"),
-        (coroutine, "'coroutine' is a coroutine function"),
-        (both, "'both' is an async generator function"),
-        (lambda: (yield), "'<lambda>' is a generator function"),
-    ):
-        with pytest.raises(atoll.FunctionSourceError, match=f"{kind}; this version calls plain functions only"):
-            atoll.function(function)
+    @atoll.function
+    async def both(count):
+        for number in range(count):
+            yield number
+
+    assert isinstance(numbers(0), atoll.Stream)
+    assert list(numbers(5)) == list(both(5)) == [0, 1, 2, 3, 4]
+    assert list(atoll.function(lambda: (yield 7))()) == [7]
+    assert coroutine(1) == 2
+    assert list(coroutine.map([1, 2])) == [2, 3]
 
     @atoll.function
     def inside():
