@@ -45,7 +45,7 @@ logger = logging.getLogger("atoll.pool")
 # Seconds for a process that closed its connection to be seen to have ended; else it is ended.
 _END_GRACE = 1.0
 # Seconds a worker gets to say where it is stuck.
-_STACKS_GRACE = 0.2
+_STACKS_GRACE = 1.0
 
 
 @dataclass(frozen=True)
