@@ -30,13 +30,14 @@ class Loop:
         self.asyncio = asyncio
         self.loop: AbstractEventLoop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
+        self.runs_always = False  # from now on, or in a moment: coroutines of other threads are left to it
         self._thread = get_ident()
         self._on_task = on_task
 
     def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end, and return what it returns."""
         loop = self.loop
-        if loop.is_running():
+        if self.runs_always or loop.is_running():
             if get_ident() == self._thread:
                 return _elsewhere(coroutine)
             return self.asyncio.run_coroutine_threadsafe(self._as_task(coroutine), loop).result()

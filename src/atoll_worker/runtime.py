@@ -281,6 +281,8 @@ class Runtime:
             threading.Thread(target=self._serve_on_thread, args=(channel,), name=f"atoll-call-{channel.index}")
             for channel in context.channels
         ]
+        if self._loop is not None:
+            self._loop.runs_always = True
         for thread in threads:
             thread.daemon = True
             thread.start()
@@ -364,7 +366,16 @@ def load_file(path: str) -> ModuleType:
     standard library or a package of the environment.
     """
     from _frozen_importlib import module_from_spec
-    from _frozen_importlib_external import spec_from_file_location
+    from _frozen_importlib_external import SourceFileLoader, spec_from_file_location
+
+    class Loader(SourceFileLoader):
+        """Tells a file from what was compiled of it by microseconds. By seconds, as Python does, a file of the same
+        size that is written and loaded twice within one would be loaded as it was before."""
+
+        def path_stats(self, path: str) -> Any:
+            stats = dict(super().path_stats(path))
+            stats["mtime"] = int(stats["mtime"] * 1e6)
+            return stats
 
     folder, _, file = path.rpartition("/")
     if folder not in sys.path:
@@ -372,7 +383,7 @@ def load_file(path: str) -> ModuleType:
     name = file[:-3] if file.endswith(".py") else file
     if name in sys.modules or name in sys.builtin_module_names or not name.isidentifier() or name in _standard_names():
         name = "atoll_service_" + "".join(c if c.isalnum() else "_" for c in name)
-    spec = spec_from_file_location(name, path)
+    spec = spec_from_file_location(name, path, loader=Loader(name, path))
     assert spec is not None
     assert spec.loader is not None
     module: ModuleType = module_from_spec(spec)
