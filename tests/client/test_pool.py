@@ -187,7 +187,6 @@ def test_scaling_down_lets_a_call_that_runs_end(gates: Gates) -> None:
 
 # -- new code ------------------------------------------------------------------------------------------------------
 
-# The versions differ in length: what Python keeps of a compiled file is told by size and second.
 VERSION = """\
 import os, time
 from atoll_worker import expose
@@ -212,7 +211,7 @@ def test_reload_brings_new_code_and_fails_no_call(write: Write) -> None:
         assert next(stream) == 1
         with Callers(8, service.version) as callers:
             until(lambda: len(callers.results) > 50)
-            write("versioned.py", VERSION.replace("NUMBER", "2  # new"))
+            write("versioned.py", VERSION.replace("NUMBER", "2"))
             service.reload(timeout=60)
             done = len(callers.results)
             assert service.version() == 2
@@ -234,7 +233,7 @@ def test_a_stream_that_is_kept_open_holds_up_no_reload(write: Write) -> None:
         old = ready(service)
         streams = [iter(service.count(3000)) for _ in range(8)]
         assert [next(stream) for stream in streams] == [1] * 8
-        write("versioned.py", VERSION.replace("NUMBER", "2  # new"))
+        write("versioned.py", VERSION.replace("NUMBER", "2"))
         service.reload(timeout=60)
         assert service.version() == 2
         for stream in streams:
@@ -254,7 +253,7 @@ def test_bad_new_code_is_an_error_and_the_old_workers_go_on(write: Write) -> Non
             assert ready(service) == old
             assert len(service.status().workers) == 2  # and it is not tried again behind the user's back
             assert service.status().restarts == 0
-        write("versioned.py", VERSION.replace("NUMBER", "3  # mended"))
+        write("versioned.py", VERSION.replace("NUMBER", "3"))
         service.reload(timeout=60)
         assert [service.version() for _ in range(5)] == [3] * 5
         until_gone(*old)
