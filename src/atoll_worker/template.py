@@ -300,16 +300,17 @@ def _connections(opened: Set[int]) -> str:
 
 def _open_descriptors() -> Set[int]:
     try:
-        return {int(name) for name in os.listdir("/proc/self/fd")}
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
         return set()
+    return {fd for fd in numbers if _target(fd)}  # less the one that listed the folder
 
 
 def _target(fd: int) -> str:
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
-        return ""  # the one that listed the folder
+        return ""  # closed meanwhile
 
 
 def _flush() -> None:

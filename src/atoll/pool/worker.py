@@ -187,10 +187,11 @@ class Worker:
                     "%s: workers are not forked from a process that has imported %s, but started: %s",
                     plan.service,
                     ", ".join(plan.preload),
-                    error,
+                    # Not the error itself: who keeps the record would keep this worker.
+                    str(error),
                 )
         except OSError as error:
-            logger.warning("%s: there can be no process to fork workers from: %s", plan.service, error)
+            logger.warning("%s: there can be no process to fork workers from: %s", plan.service, str(error))
         return None
 
     def _check_wanted(self) -> None:
