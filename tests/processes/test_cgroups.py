@@ -291,8 +291,12 @@ def test_a_worker_is_put_into_a_group_which_goes_with_it(
     assert (folder / "cgroup.procs").read_text() == str(worker)
     (folder / "memory.events").write_text("oom_kill 1\n")
     os.kill(worker, 9)
-    until(lambda: not groups_in(base))
+    until(lambda: not folder.exists())
+    successor = pid()
+    (folder,) = groups_in(base)
+    assert (folder / "cgroup.procs").read_text() == str(successor)
     pid.close()
+    until(lambda: not groups_in(base))
 
 
 def test_the_kernel_killing_the_group_is_out_of_memory(base: Path, use: Callable[[WorkerGroups | None], None]) -> None:
