@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import AtollError, CircuitOpen, WorkerDied, WorkerStartError
+from ..errors import AtollError, CircuitOpen, WorkerDied, WorkerOutOfMemory, WorkerStartError
 from ..manifest.options import Breaker, Recycle, Restart
 from ..processes import output_reader, tree_rss, usage, warden
 from .lifecycle import (
@@ -455,6 +455,7 @@ class Supervisor:
             self._replacement_failures += 1
         # What never worked will not work by trying again: the next caller may, and sees why. A crash is another matter.
         fatal = not isinstance(error, WorkerDied) and not self._was_ready
+        self._restart_reason = str(Cause.OUT_OF_MEMORY if isinstance(error, WorkerOutOfMemory) else Cause.CRASHED)
         actions = self._policy.failed(worker.number, time.monotonic(), _first_line(error), fatal=fatal)
         if not self._closing.is_set():
             self._say(logging.WARNING, "a worker could not be started: %s", _first_line(error))
