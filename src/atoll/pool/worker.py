@@ -375,7 +375,10 @@ class Worker:
             process.kill()
             process.exited.wait(_END_GRACE)
             detail = "it had closed its connection, and was stopped"
-        return self._death(phase if phase != "start" else self._phase, detail)
+        if phase == "start":
+            warden().run(self.drain)  # the last it said may be what it was about to do
+            phase = self._phase
+        return self._death(phase, detail)
 
     def gone(self) -> WorkerDied:
         """The error for whoever needs something that lived in this worker, which has ended."""

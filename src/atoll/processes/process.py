@@ -215,10 +215,11 @@ class WorkerProcess:
             sock.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
-        warden().ignore(self.control)
-        for sock in self._sockets():
-            sock.close()
+        """Let go of the connections. Waits for nobody: perhaps the warden waits for this very thread to begin, which
+        runs a finalizer first."""
+        warden().drop(self.control)
+        for one in self.connections:
+            one.sock.close()
 
     def _sockets(self) -> list[socket.socket]:
         return [*(one.sock for one in self.connections), self.control]

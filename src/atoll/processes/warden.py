@@ -115,6 +115,18 @@ class Warden:
         if fd >= 0:
             self.run(lambda: self._ignore(fd, sock))
 
+    def drop(self, sock: socket) -> None:
+        """Stop listening, and close the socket. Does not wait for it."""
+
+        def command() -> None:
+            self._ignore(sock.fileno(), sock)
+            sock.close()
+
+        if threading.current_thread() is self._thread:
+            command()
+        else:
+            self.post(command)
+
     def _ignore(self, fd: int, sock: socket) -> None:
         known = self._heard.get(fd)
         if known is not None and known[0] is sock:
