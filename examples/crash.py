@@ -20,4 +20,4 @@ if __name__ == "__main__":
         try:
             print(number, fragile(number))
         except atoll.WorkerDied as death:
-            print(number, "the worker died of signal", death.signal, "and said:", death.stderr)
+            print(f"{number} the worker died of signal {death.signal} and said:", *death.stderr[:2], sep="\n    ")

@@ -13,11 +13,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SAYS = {
     "two_numpys.py": ["made with numpy 1.26.4, summed with numpy 2.", "66.0 of (4, 3)"],
-    "crash.py": ["2 4", "3 the worker died of signal 11 and said: ('about to read address zero',)", "4 16"],
+    "crash.py": ["2 4", "3 the worker died of signal 11 and said:\n    about to read address zero", "4 16"],
     "many_at_once.py": [
         "3 processes worked at the same time",
         "did not answer within 0.1 seconds",
-        "and the next call has a new worker: True",
+        "and the worker goes on: True",
     ],
     "photo/demo.py": ["No solution found", "numpy 1.26.4", "numpy 2.", "scikit-learn", "opencv 4.8.1", "photo.png"],
 }
