@@ -668,3 +668,24 @@ def test_a_callback_of_another_service(single: atoll.Service, write: Write) -> N
 
         assert single.apply(across, 20)
         assert other.apply(single.double, 4) == 8
+
+
+def test_a_callback_may_wait_for_calls_that_it_submits() -> None:
+    """Also where the only worker, and the only thread that makes submitted calls, wait for the callback."""
+
+    @atoll.function
+    def call(function: Callable[[int], int], x: int) -> int:
+        return function(x)
+
+    def by_submitting(x: int) -> int:
+        return call.submit(lambda y: y * 2, x).result(timeout=30)
+
+    def by_mapping(x: int) -> int:
+        return sum(call.map([lambda y: y + 1] * 3, [x] * 3))
+
+    try:
+        assert call(by_submitting, 4) == 8
+        assert call.submit(by_submitting, 5).result(timeout=30) == 10
+        assert call(by_mapping, 4) == 15
+    finally:
+        call.close()

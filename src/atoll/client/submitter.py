@@ -96,11 +96,15 @@ class Submitter:
         Raises:
             QueueFull: as many wait as may.
         """
-        if tracing.may_trace():
-            # With the trace of whoever submits it; but not in the callback that it may be submitted in, which goes on.
+        if nesting.get() is not None:
+            # In a callback, which may wait for it: perhaps on the only thread that makes calls, for the only worker.
             context = contextvars.copy_context()
-            context.run(nesting.set, None)
-            call = partial(context.run, call)
+            threading.Thread(
+                target=_settle, args=(future, partial(context.run, call)), name="atoll-submit", daemon=True
+            ).start()
+            return
+        if tracing.may_trace():  # with the trace of whoever submits it
+            call = partial(contextvars.copy_context().run, call)
         with self._lock:
             stopped = self._stopped
             if not stopped:

@@ -25,6 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from atoll_worker import wire
+from atoll_worker.completion import complete, home, is_coroutine, on_thread
 from atoll_worker.connection import ConnectionClosed, DeadlinePassed
 from atoll_worker.context import MAP, WITH_META
 from atoll_worker.errors import LocalProtocolError, RemoteError
@@ -545,12 +546,16 @@ class Pool:
 
     def _take(self, attempt: _Attempt) -> Channel:
         nest = attempt.nest
-        if nest is None:
+        if nest is None or attempt.is_background:
             if attempt.worker is None and not self._dispatcher.queue:
                 try:
-                    return self._dispatcher.take()
+                    channel = self._dispatcher.take()
                 except IndexError:
                     pass
+                else:
+                    attempt.nest = None
+                    return channel
+        if nest is None:
             return self._enter(attempt.function, attempt.began, attempt.timeout, attempt.worker)
         left = -1.0 if attempt.timeout is None else attempt.timeout
         if not nest.turn.acquire(timeout=left):
@@ -676,9 +681,7 @@ class Pool:
         result, failure = None, None
         try:
             result = channel.callback(payload, buffers)()
-            if _is_coroutine(result):
-                from atoll_worker.completion import complete
-
+            if is_coroutine(result):
                 result = complete(result)
         except (KeyboardInterrupt, SystemExit):
             raise  # whoever ends the call answers the worker (`_end_callbacks`)
@@ -696,8 +699,6 @@ class Pool:
     ) -> tuple[int, Bytes, Sequence[Bytes]]:
         import asyncio
 
-        from atoll_worker.completion import home, on_thread
-
         nest = Nesting(channel, self, nesting.get())
         channel.nests.append(nest)
         token = nesting.set(nest)
@@ -706,7 +707,7 @@ class Pool:
         try:
             # Not on the loop's thread: it may wait for anything.
             result = await on_thread(channel.callback(payload, buffers))
-            if _is_coroutine(result):
+            if is_coroutine(result):
                 result = await result
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
@@ -756,17 +757,21 @@ class Pool:
 
         late = isinstance(error, DeadlinePassed)
         what = f"{self.service}.{function}"
-        escalation = Escalation(
-            channel,
-            channel.call_number | attempt.depth << 48,
-            f"{what} did not answer within {timeout:g} seconds" if late else f"{what} was given up",
-        )
+        why = f"{what} did not answer within {timeout:g} seconds" if late else f"{what} was given up"
+        answered = False
         try:
-            answered = self._await_end(channel, attempt.depth, escalation)
+            escalation = Escalation(channel, channel.call_number | attempt.depth << 48, why)
+            try:
+                answered = self._await_end(channel, attempt.depth, escalation)
+            finally:
+                escalation.over()
         finally:
-            escalation.over()
-        if not answered:
-            channel.retired = True
+            if not answered:
+                from .lifecycle import Cause
+
+                channel.retired = True
+                if not worker.process.has_exited:  # type: ignore[union-attr]
+                    worker.end(Cause.CANCELLED, why)  # a second Ctrl-C may strike anywhere above
         if not late:
             if escalation.interrupted is not None:
                 raise escalation.interrupted
@@ -1033,10 +1038,6 @@ def _shown(function: str, args: tuple[Any, ...]) -> str:
     return (args[1] or "__call__") if function == INVOKE else function
 
 
-def _is_coroutine(value: object) -> bool:
-    return hasattr(type(value), "__await__") and hasattr(type(value), "send")
-
-
 class _Attempt:
     """One attempt at a call, with what belongs to it on the way."""
 
@@ -1073,6 +1074,11 @@ class _Attempt:
     @property
     def deadline(self) -> float | None:
         return None if self.timeout is None else self.pool._deadline(self.began, self.timeout)
+
+    @property
+    def is_background(self) -> bool:
+        """Whether a thread of its own makes the call: then it need not go back to the worker that waits."""
+        return self.options is not None and self.options.cancellation is not None
 
     @property
     def is_late(self) -> bool:
