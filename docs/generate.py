@@ -25,7 +25,14 @@ SOURCE = Path(__file__).parents[1] / "src"
 _MADE_BY_USERS = {"Service"}
 
 SECTIONS: list[tuple[str, Any, list[str]]] = [
-    ("Calling", atoll, ["function", "Function", "RemoteFunction", "Service", "FunctionInfo", "Stream", "shutdown"]),
+    (
+        "Calling",
+        atoll,
+        [
+            *("function", "Function", "RemoteFunction", "Service", "FunctionInfo", "Stream", "Call"),
+            *("PoolStatus", "WorkerStatus", "shutdown"),
+        ],
+    ),
     ("Values", atoll, ["register"]),
     ("What stays where it is", atoll, ["ref", "RemoteObject", "ProxiedSingleton", "local"]),
     ("Tracing", atoll, ["traceparent"]),

@@ -65,7 +65,9 @@ from .pool.tracing import traceparent
 if _TYPE_CHECKING:
     from atoll_worker.singleton import ProxiedSingleton, local
 
+    from .client.submitter import Call
     from .manifest import Breaker, Recycle, Restart, Sandbox, ServiceSpec
+    from .pool.status import PoolStatus, WorkerStatus
 
 __version__ = "0.1.0"
 
@@ -73,6 +75,7 @@ __all__ = [
     "AtollError",
     "Breaker",
     "BuildError",
+    "Call",
     "CallCancelled",
     "CallTimeout",
     "CircuitOpen",
@@ -88,6 +91,7 @@ __all__ = [
     "LocalProtocolError",
     "ManifestError",
     "OfflineError",
+    "PoolStatus",
     "ProtocolError",
     "ProxiedSingleton",
     "QueueFull",
@@ -109,6 +113,7 @@ __all__ = [
     "WorkerError",
     "WorkerOutOfMemory",
     "WorkerStartError",
+    "WorkerStatus",
     "__version__",
     "function",
     "local",
@@ -120,6 +125,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
+    if name == "Call":
+        from .client.submitter import Call
+
+        return Call
+    if name in ("PoolStatus", "WorkerStatus"):
+        from .pool import status
+
+        return getattr(status, name)
     if name in ("ProxiedSingleton", "local"):
         from atoll_worker import singleton
 

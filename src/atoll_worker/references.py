@@ -140,6 +140,7 @@ class RemoteObject(Proxy):
         return RemoteMethod(self._lending, self._number, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the object itself, if it can be called."""
         return self._lending.invoke(self._number, None, args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
