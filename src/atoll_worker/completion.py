@@ -152,6 +152,11 @@ def _elsewhere(
     raise value
 
 
+def is_coroutine(value: object) -> bool:
+    """Whether a value is to be awaited, and then comes to something."""
+    return hasattr(type(value), "__await__") and hasattr(type(value), "send")
+
+
 async def on_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function on a thread of its own, in this context. As ``asyncio.to_thread``, but it never waits for a
     thread to be free, which calls nested in each other might do for ever."""

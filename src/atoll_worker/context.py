@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from _contextvars import ContextVar
 
+from .completion import complete, is_coroutine, on_thread
 from .errors import AtollError
 from .references import CALLABLE as _CALLABLE
 from .references import INVOKE, NO_CALL, Lending, Proxy, RemoteCallable, RemoteMethod, RemoteObject
@@ -89,17 +90,11 @@ class WorkerLending(Lending):
         return channel_now().ask(INVOKE, (target, method, args, kwargs), {})
 
     def invoke_async(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Awaitable[Any]:
-        from .completion import on_thread
-
         return on_thread(self.invoke, target, method, args, kwargs)
 
     def serve(self, target: Target, method: Optional[str], args: Any, kwargs: Any) -> Any:
         result = super().serve(target, method, args, kwargs)
-        if hasattr(type(result), "__await__") and hasattr(type(result), "send"):
-            from .completion import complete
-
-            return complete(result)
-        return result
+        return complete(result) if is_coroutine(result) else result
 
     def give_back(self, number: int, received: int) -> None:
         self._give_back(number, received)

@@ -9,6 +9,7 @@ before each.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -91,38 +92,49 @@ async def end_elsewhere(raise_it: Callable[[], NoReturn], error: BaseException, 
 
     A task that was cancelled does not wait for that: the thread gives the channel back.
     """
+    if isinstance(error, Exception) and not isinstance(error, (DeadlinePassed, EOFError)):
+        raise_it()  # nothing that takes time
+    attempt.kept = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+    if attempt.kept:
+
+        def end() -> None:
+            try:
+                raise_it()
+            except BaseException:  # noqa: BLE001 - whoever called has left
+                attempt.give_back_kept()
+
+        threading.Thread(target=end, name="atoll-end", daemon=True).start()
+        raise error
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[BaseException] = loop.create_future()
-    leaves = isinstance(error, (asyncio.CancelledError, GeneratorExit))
-    attempt.kept = leaves
+    # Whoever comes second, the thread or the task that leaves, sees to it that the channel is given back.
+    meeting = threading.Lock()
+    has_ended = False
 
     def run() -> None:
+        nonlocal has_ended
         try:
             raise_it()
         except BaseException as raised:  # noqa: BLE001 - raised again on the loop
-            if leaves:
-                attempt.kept = False
-                attempt.give_back()
+            with meeting:
+                has_ended = True
+                is_left = attempt.kept
+            if is_left:
+                attempt.give_back_kept()
                 return
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop was closed under its task
                 loop.call_soon_threadsafe(finish, raised)
-            except RuntimeError:
-                attempt.give_back()  # the loop was closed under its task
 
     def finish(raised: BaseException) -> None:
         if not outcome.done():
             outcome.set_result(raised)
 
-    if isinstance(error, Exception) and not isinstance(error, DeadlinePassed) and not isinstance(error, EOFError):
-        raise_it()  # nothing that takes time
     threading.Thread(target=run, name="atoll-end", daemon=True).start()
-    if leaves:
-        raise error
     try:
-        raised = await asyncio.shield(outcome)
-    except asyncio.CancelledError:
-        attempt.kept = True
-        outcome.add_done_callback(lambda _: attempt.give_back_kept())
+        raised = await outcome
+    except BaseException:  # cancelled meanwhile, or its loop was closed
+        with meeting:
+            attempt.kept = not has_ended
         raise
     raise raised from raised.__cause__
 

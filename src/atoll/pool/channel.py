@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll_worker import wire
 from atoll_worker.channel import describe_raised
+from atoll_worker.completion import is_coroutine
 from atoll_worker.context import PROGRESS
 from atoll_worker.references import INVOKE, READ
 from atoll_worker.values import Decoder, Encoder, explain_unencodable
@@ -102,9 +103,12 @@ class Channel:
             return self._progress
         raise DecodeError(f"the host has no function {name!r}")
 
-    def _progress(self, done: float, total: float | None, message: str | None) -> None:
+    def _progress(self, done: float, total: float | None, message: str | None) -> object:
         if self.on_progress is not None:
-            self.on_progress(done, total, message)
+            result = self.on_progress(done, total, message)
+            if is_coroutine(result):
+                return result  # to be awaited
+        return None
 
     def encode_result(self, result: object) -> tuple[int, Bytes, Sequence[Bytes]]:
         """The answer to a callback that returned: kind, payload, buffers."""

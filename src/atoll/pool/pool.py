@@ -1139,22 +1139,20 @@ class _Attempt:
             options.cancellation.ends()
 
     def give_back_kept(self) -> None:
-        """Give the channel back, now that nobody else will."""
-        self.kept = False
-        self.give_back()
-
-    def give_back(self) -> None:
-        """Give the channel back, unless somebody else does."""
+        """Give the channel back, in the place of whoever called."""
         channel = self.channel
         assert channel is not None
-        if self.kept:
-            return
         channel.used_at = _clock()
-        channel.owner = None
         if self.nest is not None:
             self.nest.turn.release()
         else:
+            channel.owner = None
             self.pool._dispatcher.give(channel)
+
+    def give_back(self) -> None:
+        """Give the channel back, unless somebody else does."""
+        if not self.kept:
+            self.give_back_kept()
 
     def observe(self, series: Any) -> None:
         ended = _clock()
