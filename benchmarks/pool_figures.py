@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.figure import Figure
 
 MEGABYTE = 1_000_000
+MILLISECOND = 1_000_000
 
 # A promise: its name, unit, target and whether it binds from above; and what a part measured, with its detail.
 Promise = tuple[str, str, float | None, bool, Callable[[dict[str, Any]], tuple[float, str]]]
@@ -72,6 +73,25 @@ def _private(part: dict[str, Any]) -> tuple[float, str]:
     return part["private_bytes"]["maximum"] / MEGABYTE, f"the largest of {part['workers']}"
 
 
+def _replacement(module: str) -> Callable[[dict[str, Any]], tuple[float, str]]:
+    def measured(part: dict[str, Any]) -> tuple[float, str]:
+        forked, started = part[module]["forked"], part[module]["started"]
+        return forked["p50"] / MILLISECOND, f"p99 {forked['p99'] / MILLISECOND:.1f} ms; without preloading " + (
+            f"{started['p50'] / MILLISECOND:.1f} ms (p99 {started['p99'] / MILLISECOND:.1f})"
+        )
+
+    return measured
+
+
+# Measured where there is an interpreter that has torch.
+TORCH: Promise = (
+    "Replacing a killed worker, torch preloaded, until it answered",
+    "ms",
+    50.0,
+    True,
+    _replacement("torch"),
+)
+
 PROMISES: dict[str, tuple[Promise, ...]] = {
     "call": (("Small call in a pool of one worker, over the bare exchange", "x", 1.15, True, _call),),
     "map": (
@@ -92,13 +112,21 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
         ("Idle pool of 8 workers, of one core", "%", 0.5, True, _idle),
         ("Private memory of a plain worker", "MB", 15.0, True, _private),
     ),
+    "replacement": (
+        ("Replacing a killed worker, numpy preloaded, until it answered", "ms", 50.0, True, _replacement("numpy")),
+        TORCH,
+    ),
 }
 
 
 def pool_figures(parts: dict[str, dict[str, Any]]) -> list[Figure]:
     """A figure for every promise whose part was tried."""
     return [
-        _figure(promise, parts[name]) for name, promises in PROMISES.items() if name in parts for promise in promises
+        _figure(promise, parts[name])
+        for name, promises in PROMISES.items()
+        if name in parts
+        for promise in promises
+        if not (promise is TORCH and "error" not in parts[name] and "torch" not in parts[name])
     ]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a pool: its own cost on a call, many items, many callers, streams, callbacks, and what it costs to
-stand by. Each part runs in a process of its own under the benchmark's interpreter; a part that fails has its error
-instead of figures.
+"""The figures of a pool: its own cost on a call, many items, many callers, streams, callbacks, what it costs to stand
+by, and how soon a worker is replaced. Each part runs in a process of its own under the benchmark's interpreter; a part
+that fails has its error instead of figures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.startup import run_module
 
-PARTS = ("call", "map", "callers", "stream", "callback", "idle")
+PARTS = ("call", "map", "callers", "stream", "callback", "idle", "replacement")
 
 
 def measure_pool(python: Path, quick: bool, progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:

@@ -115,6 +115,10 @@ POOL = {
     "stream": {"out": summary(1e6), "into": summary(1e6), "growth": {"host": 100_000, "worker_out": 2_000_000}},
     "callback": {"callback": summary(9_000.0), "call": summary(10_000.0)},
     "idle": {"share": 0.004, "share_of_host": 0.001, "seconds": 20.0, "workers": 8, "private_bytes": summary(6e6)},
+    "replacement": {
+        "numpy": {"forked": summary(1e7), "started": summary(3e8)},
+        "torch": {"forked": summary(6e7), "started": summary(2e9)},
+    },
 }
 
 
@@ -128,7 +132,16 @@ def test_figures_of_a_pool(results):
         "map of 200,000 tiny items, times faster than ProcessPoolExecutor at its best",
         "Single calls, 8 threads, 2 workers: longest mean wait over the fair share",
         "Memory that streams leave behind",
+        "Replacing a killed worker, torch preloaded, until it answered",
     ]
+
+
+def test_what_needs_torch_is_no_figure_without_it(results):
+    replacement = {"numpy": POOL["replacement"]["numpy"]}
+    results["pool"] = {"replacement": replacement}
+    names = [figure.name for figure in collect_figures(results)]
+    assert "Replacing a killed worker, numpy preloaded, until it answered" in names
+    assert "Replacing a killed worker, torch preloaded, until it answered" not in names
 
 
 def test_a_part_of_a_pool_that_failed_meets_nothing(results):

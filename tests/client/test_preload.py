@@ -229,11 +229,9 @@ def test_numpy_computes_in_a_fork(serve: Callable[..., Any], heard: Heard) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.network
+@pytest.mark.skipif("ATOLL_TEST_TORCH" not in os.environ, reason="ATOLL_TEST_TORCH names no interpreter that has torch")
 def test_torch_computes_in_a_fork(heard: Heard) -> None:
-    """In an environment that has torch, named by ATOLL_TEST_TORCH (its interpreter); else one is built."""
-
-    @atoll.function(preload=["torch"], start_timeout=600, **_with_torch())
+    @atoll.function(preload=["torch"], start_timeout=120, environment=os.environ["ATOLL_TEST_TORCH"])
     def multiply(size: int) -> Any:
         import os
         import sys
@@ -252,11 +250,6 @@ def test_torch_computes_in_a_fork(heard: Heard) -> None:
         assert heard.about_forks() == []
     finally:
         multiply.close()
-
-
-def _with_torch() -> dict[str, Any]:
-    interpreter = os.environ.get("ATOLL_TEST_TORCH")
-    return {"environment": interpreter} if interpreter else {"dependencies": ["torch"]}
 
 
 # -- one template ---------------------------------------------------------------------------------------------------
