@@ -262,7 +262,7 @@ class Template:
 
     def _ready(self, deadline: float, given_up: Callable[[], bool]) -> _TemplateProcess:
         """The process, once it is ready."""
-        if self._process is None and not self._refusal and not self._released:
+        if self._process is None and not self._refusal and not self._released and not given_up():
             starts = self._starts
             warden().run(self._start)
             if starts:
