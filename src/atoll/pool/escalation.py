@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from atoll_worker.wire import CALL_NUMBER
 
+from ..processes import output_reader
 from .lifecycle import Cause
 
 if TYPE_CHECKING:
@@ -113,7 +114,9 @@ class Escalation:
         if worker.cause is None:
             worker.cause = Cause.CANCELLED
             worker.why = self._why
-        logger.warning("%s; its worker (pid %d) is stopped. It was here:\n%s", self._why, worker.pid, self.stacks)
+        # Handlers are the user's, and may block: not what ends a call.
+        said = "%s; its worker (pid %d) is stopped. It was here:\n%s", self._why, worker.pid, self.stacks
+        output_reader().post(lambda: logger.warning(*said))
         strays = worker.terminate()
         ended = self._hurried.wait(_TERMINATION)
         if strays is not None:
