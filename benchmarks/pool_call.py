@@ -33,7 +33,7 @@ def detect(image_id, *, threshold=0.5, label="cat"):
 
 def bare_call() -> Callable[..., Any]:
     """A function that calls ``detect`` in the pool's worker, past the pool."""
-    channel = detect._pool._dispatcher.idle[-1]
+    channel = detect._pool.dispatcher.idle[-1]
     encoder, decoder, connection = channel.encoder, channel.decoder, channel.connection
 
     def call(image_id: int, **options: Any) -> Any:

@@ -337,7 +337,7 @@ def test_a_loop_that_is_closed_under_its_call(service: atoll.Service, begun: Pat
         loop.close()
         del task, loop
     assert service.echo(1) == 1
-    dispatcher = service._pool._dispatcher
+    dispatcher = service._pool.dispatcher
     assert len(dispatcher.idle) == len(set(map(id, dispatcher.idle))) == 1
 
 
@@ -353,7 +353,7 @@ def test_cancelled_again_while_it_ends(service: atoll.Service, begun: Path, run:
         assert await service.echo.aio(1) == 1
 
     run(main())
-    dispatcher = service._pool._dispatcher
+    dispatcher = service._pool.dispatcher
     assert len(dispatcher.idle) == len(set(map(id, dispatcher.idle))) == 1
 
 

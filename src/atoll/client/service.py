@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..manifest import load_spec
 from ..pool import Pool
+from ..pool.endings import not_found
 from ..pool.settings import settings_of
 from .owner import PoolOwner, check_objects
 from .remote import RemoteFunction
@@ -156,7 +157,7 @@ class Service(PoolOwner):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
         worker = next(iter(self._pool.workers), None)
         if worker is not None and name not in worker.functions:
-            raise self._pool.not_found(name, worker)
+            raise not_found(self._pool.service, name, worker)
         remote = self.function(name)
         self.__dict__[name] = remote  # found without this method from now on
         return remote

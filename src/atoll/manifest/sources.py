@@ -156,9 +156,7 @@ def _options(options: dict[str, Any], of: str) -> dict[str, Any]:
             known = (*DOCUMENTED, *MORE_DOCUMENTED.get(of, ()))
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ManifestError(
-                f"option {key} of {of}: there is no such option{hint} (there are: {', '.join(known)})"
-            )
+            raise ManifestError(f"option {key} of {of}: there is no such option{hint} (there are: {', '.join(known)})")
     return _layer(options, Place.options(of))
 
 

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking a channel for a call: at once, from the callback it is made in, or after waiting in the queue.
+
+What belongs here: everything between "a call wants a channel" and the dispatcher, and what is found out while that
+takes long: a call that would wait for itself, a channel that got lost. What does not: whose turn it is
+(``dispatcher``).
+"""
+
+from __future__ import annotations
+
+import sys
+from _thread import get_ident
+from typing import TYPE_CHECKING
+
+from atoll_worker import wire
+
+from ..errors import AtollError, CallTimeout, QueueFull
+from .dispatcher import QueueIsFull, WaitedTooLong
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from types import CodeType, FrameType
+
+    from .attempt import Attempt
+    from .channel import Channel
+    from .pool import Pool
+    from .worker import Worker
+
+# Seconds between two looks of a task whether it is its turn.
+TURN = 0.001
+
+# The code that holds a channel in a local variable of this name while it is taken.
+holders: set[CodeType] = set()
+
+
+def enter(pool: Pool, function: str, began: float, timeout: float | None, worker: Worker | None) -> Channel:
+    """Wait for a channel."""
+    _check_enter(pool, worker)
+    suspects: set[Channel] = set()
+    try:
+        while True:
+            channel = pool.dispatcher.enter(began, timeout, worker, lambda: _check_turn(pool, suspects))
+            if not channel.worker.process.has_exited or worker is not None:  # type: ignore[union-attr]
+                return channel
+            channel.retired = True
+            pool.dispatcher.give(channel)
+    except QueueIsFull:
+        raise _queue_full(pool, function) from None
+    except WaitedTooLong:
+        raise _queued_too_long(pool, function, timeout) from None
+
+
+def _check_enter(pool: Pool, worker: Worker | None) -> None:
+    pool._check_open()
+    if worker is None:
+        refusal = pool.supervisor.refusal()
+        if refusal is not None:
+            raise refusal
+
+
+def take(pool: Pool, attempt: Attempt) -> Channel:
+    nest = attempt.nest
+    if (nest is None or attempt.is_background) and attempt.worker is None and not pool.dispatcher.queue:
+        try:
+            channel = pool.dispatcher.take()
+        except IndexError:
+            pass
+        else:
+            attempt.nest = None
+            return channel
+    if nest is None:
+        return enter(pool, attempt.function, attempt.began, attempt.timeout, attempt.worker)
+    left = -1.0 if attempt.timeout is None else attempt.timeout
+    if not nest.turn.acquire(timeout=left):
+        raise _queued_too_long(pool, attempt.function, attempt.timeout)
+    if not nest.ended:
+        return nest.channel
+    nest.turn.release()
+    attempt.nest = None
+    return enter(pool, attempt.function, attempt.began, attempt.timeout, attempt.worker)
+
+
+async def take_async(pool: Pool, attempt: Attempt) -> Channel:
+    import asyncio  # whoever gets here has imported it already
+
+    nest = attempt.nest
+    if nest is not None:
+        # Calls that a callback makes side by side take turns on its one channel.
+        while not nest.turn.acquire(False):
+            if attempt.is_late:
+                raise _queued_too_long(pool, attempt.function, attempt.timeout)
+            await asyncio.sleep(TURN)
+        if not nest.ended:
+            return nest.channel
+        nest.turn.release()
+        attempt.nest = None
+    loop = asyncio.get_running_loop()
+    dispatcher = pool.dispatcher
+    if not dispatcher.queue and attempt.worker is None and not pool.closed:
+        try:
+            channel = dispatcher.take()
+        except IndexError:
+            pass
+        else:
+            if not channel.worker.process.has_exited:  # type: ignore[union-attr]
+                channel.owner = loop
+                return channel
+            channel.retired = True
+            dispatcher.give(channel)
+    _check_enter(pool, attempt.worker)
+    try:
+        while True:
+            channel = await dispatcher.enter_async(loop, attempt.began, attempt.timeout, attempt.worker)
+            if not channel.worker.process.has_exited or attempt.worker is not None:  # type: ignore[union-attr]
+                return channel
+            channel.retired = True
+            dispatcher.give(channel)
+    except QueueIsFull:
+        raise _queue_full(pool, attempt.function) from None
+    except WaitedTooLong:
+        raise _queued_too_long(pool, attempt.function, attempt.timeout) from None
+
+
+def _check_turn(pool: Pool, suspects: set[Channel]) -> None:
+    """While waiting long for a channel, on the waiting thread.
+
+    A channel is lost when an exception of a signal handler's, such as Ctrl-C, struck between taking it and taking
+    note of it. Nobody pays for preventing that on the path of a call: such a channel is found here, because no
+    thread's stack holds it, two looks in a row.
+
+    Args:
+        suspects: channels that nobody held at the last look.
+
+    Raises:
+        AtollError: none would ever come, because whoever has them goes on only after this call.
+    """
+    dispatcher = pool.dispatcher
+    busy = dispatcher.busy()
+    held = _held_channels()
+    asyncio = sys.modules.get("asyncio")
+    loop: AbstractEventLoop | None = asyncio._get_running_loop() if asyncio is not None else None
+    by_loop = [channel for channel in busy if channel.owner is not None]
+    if loop is not None and busy and all(channel.owner is loop for channel in busy):
+        raise AtollError(
+            f"a call of {pool.service!r} blocks the event loop that an earlier call of it needs to go on: "
+            "await the .aio() of the function here too"
+        )
+    thread = get_ident()
+    if busy and all(held.get(channel) == thread for channel in busy) and not dispatcher.idle:
+        raise AtollError(
+            f"a call of {pool.service!r} was made in the middle of another one on the same thread, by a "
+            "signal handler or by what a registered class does when it is passed: it would wait for itself"
+        )
+    lost = {channel for channel in busy if channel not in held and channel not in by_loop}
+    for channel in lost & suspects:
+        if channel.connection.conversation.state is wire.IDLE:
+            dispatcher.give(channel)
+    suspects.clear()
+    suspects.update(lost)
+
+
+def _queued_too_long(pool: Pool, function: str, timeout: float | None) -> CallTimeout:
+    return CallTimeout(
+        f"{pool.service}.{function} did not get its turn within {timeout:g} seconds: earlier calls are still "
+        f"running, {pool.dispatcher.waiting} more are waiting. Nothing was stopped"
+    )
+
+
+def _queue_full(pool: Pool, function: str) -> QueueFull:
+    return QueueFull(
+        f"{pool.service}.{function} was not queued: {pool.dispatcher.waiting} calls wait for a worker already, "
+        f"and max_queue={pool.settings.max_queue} allows no more"
+    )
+
+
+def _held_channels() -> dict[Channel, int]:
+    """The channels that calls in progress hold, and the thread that each is on."""
+    held = {}
+    for thread, innermost in sys._current_frames().items():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code in holders:
+                channel = frame.f_locals.get("channel")
+                if channel is not None:
+                    held[channel] = thread
+            frame = frame.f_back
+    return held
