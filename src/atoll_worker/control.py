@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from _thread import start_new_thread
 
-from . import lifeline, logs, wire
+from . import lifeline, logs, stacks, wire
 from .errors import RemoteProtocolError
 from .outbox import Outbox
 
@@ -62,6 +62,8 @@ class Control:
         elif frame.kind == wire.CANCEL:
             index, force = wire.CANCEL_PAYLOAD.unpack_from(frame.payload)
             self.on_cancel(index, frame.call_id, not force)
+        elif frame.kind == wire.STACKS:
+            self.outbox.send(wire.STACKS, 0, stacks.of_threads().encode("utf-8", "replace"))
         elif frame.kind == wire.RELEASE:
             for number, received in wire.RELEASED.iter_unpack(frame.payload):
                 self.on_release(number, received)

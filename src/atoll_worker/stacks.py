@@ -13,6 +13,12 @@ the stacks.
 from __future__ import annotations
 
 import os
+import sys
+from _thread import get_ident
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List
 
 # The name of the file, as /proc/PID/fd shows it after "/memfd:".
 NAME = "atoll-stacks"
@@ -24,6 +30,7 @@ SIGNAL = 63
 _FIRST_DESCRIPTOR = 200  # out of the reach of code that closes descriptors by number, as the runtime's own are
 
 _fd = -1
+_main_thread = get_ident()  # whoever imports this first
 
 
 def offer() -> bool:
@@ -51,6 +58,25 @@ def offer() -> bool:
             pass  # user code was first
     _fd = fd
     return True
+
+
+def of_threads() -> str:
+    """The stacks of all threads but the calling one, as ``faulthandler`` writes them, the main thread's first.
+
+    For a worker that answers. It holds the interpreter lock, so it looks at nobody who runs: what comes by ``SIGNAL``
+    may crash a process of which several threads run Python, and is for one that does not answer.
+    """
+    found: List[str] = []
+    for thread, innermost in sys._current_frames().items():
+        if thread == get_ident():
+            continue
+        lines = [f"Thread 0x{thread:016x} (most recent call first):"]
+        frame = innermost
+        while frame is not None and len(lines) <= 100:
+            lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+            frame = frame.f_back  # type: ignore[assignment]
+        found.insert(0 if thread == _main_thread else len(found), "\n".join(lines))
+    return "\n\n".join(found)
 
 
 def tell_crashes() -> bool:

@@ -55,6 +55,7 @@ PHASE = 36
 CANCEL = 37
 LOG = 38
 RELEASE = 39
+STACKS = 40
 
 KIND_NAMES = {
     HELLO: "HELLO",
@@ -69,6 +70,7 @@ KIND_NAMES = {
     CANCEL: "CANCEL",
     LOG: "LOG",
     RELEASE: "RELEASE",
+    STACKS: "STACKS",
 }
 
 # Codecs of a payload.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from atoll_worker import wire
@@ -46,6 +47,8 @@ logger = logging.getLogger("atoll.pool")
 _END_GRACE = 1.0
 # Seconds a worker gets to say where it is stuck.
 _STACKS_GRACE = 1.0
+# Seconds a worker that is not stuck gets to say where its threads are.
+_ANSWER_GRACE = 0.3
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Worker:
         self.ready_at = 0.0
         self.ping_sent_at: float | None = None
         self.pong_at: float | None = None
+        self._told_stacks: Event | None = None
+        self._stacks = ""
         self._concurrency = concurrency
         self._phase = "start"
         self._reader = wire.FrameReader()
@@ -282,6 +287,10 @@ class Worker:
             process = self.process
             if process is not None:
                 process.records.receive(frame.call_id, bytes(frame.payload))
+        elif frame.kind == wire.STACKS:
+            self._stacks = bytes(frame.payload).decode("utf-8", "replace")
+            if self._told_stacks is not None:
+                self._told_stacks.set()
         elif frame.kind == wire.RELEASE and len(frame.payload) % wire.RELEASED.size == 0:
             for number, received in wire.RELEASED.iter_unpack(frame.payload):
                 # What was lent is the user's, and so is its destructor: not for the warden's thread.
@@ -317,6 +326,11 @@ class Worker:
 
         if self.process is None:
             return ""
+        told = self._told_stacks = Event()
+        self._send(wire.STACKS, 0)
+        if told.wait(_ANSWER_GRACE):
+            return for_message(self._stacks)
+        # Its interpreter lock is held: asked for in this way, a process of which threads run Python may crash.
         return for_message(python_stacks(self.process.python_pid, _STACKS_GRACE))
 
     def native_stacks(self) -> str:
