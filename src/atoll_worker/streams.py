@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BATCH_SECONDS = 0.001
 BATCH_BYTES = 1 << 18
 MAX_BATCH = 4096
+# A batch is at most this part of the items that came quickly in a row: what comes in bursts is not kept waiting for the
+# next burst, but for a sixteenth of one, once.
+_TRUST = 16
 # A consumer that takes longer than this for an item, in seconds, gets them singly: it is not worth running ahead of it.
 _SLOW_CONSUMER = 0.0005
 
@@ -44,6 +47,7 @@ class Outlet:
         self._raised: Optional[BaseException] = None
         self._lock = allocate_lock()
         self._closed = False
+        self._quick = 0  # items that came quickly in a row
         self._loop: Optional[OwnLoop] = None  # that the iterator runs on, if it is asynchronous
 
     def take(self, maximum: int) -> Any:
@@ -80,10 +84,20 @@ class Outlet:
         if self._loop is not None:
             self._loop.close()
 
+    def _learn(self, items: int, began: float) -> None:
+        """Whether the last items came quickly."""
+        took = perf_counter() - began
+        if took > 2 * BATCH_SECONDS or (took > BATCH_SECONDS and items < 8):
+            self._quick = 0
+        else:
+            self._quick += items
+
     def _take(self, maximum: int) -> Tuple[List[Any], bool]:
         items: List[Any] = []
         append = items.append
-        until = perf_counter() + BATCH_SECONDS
+        began = perf_counter()
+        until = began + BATCH_SECONDS
+        maximum = min(maximum, 1 + self._quick // _TRUST)
         size = 0
         try:
             for item in self._iterator:
@@ -91,6 +105,7 @@ class Outlet:
                 if item.__class__ not in _SMALL:
                     size += size_of(item)
                 if len(items) >= maximum or perf_counter() > until or size > BATCH_BYTES:
+                    self._learn(len(items), began)
                     return items, False
         except BaseException as error:
             return self._ended_by(error, items)
@@ -99,13 +114,16 @@ class Outlet:
 
     async def _take_async(self, maximum: int) -> Tuple[List[Any], bool]:
         items: List[Any] = []
-        until = perf_counter() + BATCH_SECONDS
+        began = perf_counter()
+        until = began + BATCH_SECONDS
+        maximum = min(maximum, 1 + self._quick // _TRUST)
         size = 0
         try:
             async for item in self._iterator:
                 items.append(item)
                 size += size_of(item)
                 if len(items) >= maximum or perf_counter() > until or size > BATCH_BYTES:
+                    self._learn(len(items), began)
                     return items, False
         except BaseException as error:
             return self._ended_by(error, items)

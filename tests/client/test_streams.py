@@ -668,3 +668,27 @@ def test_the_worker_dies_while_it_reads(service: atoll.Service) -> None:
     with pytest.raises(atoll.WorkerDied):
         service.total(deadly())
     assert service.total(itertools.islice(numbers(), 3)) == 6
+
+
+@pytest.mark.parametrize("burst", [1, 5, 15])
+def test_a_burst_arrives_before_the_pause_after_it(burst: int, tmp_path: Path) -> None:
+    """The generator goes on only once the consumer has all of the burst."""
+
+    @atoll.function
+    def bursts(folder: str, count: int, burst: int) -> Iterator[int]:
+        import os
+        import time
+
+        for number in range(count):
+            yield from range(burst)
+            while not os.path.exists(f"{folder}/{number}"):
+                time.sleep(0.001)
+
+    try:
+        stream = bursts.options(timeout=30)(str(tmp_path), 3, burst)
+        for number in range(3):
+            assert [next(stream) for _ in range(burst)] == list(range(burst))
+            (tmp_path / str(number)).touch()
+        assert list(stream) == []
+    finally:
+        bursts.close()
