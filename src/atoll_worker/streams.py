@@ -3,8 +3,8 @@
 
 Back-pressure needs no rule of its own: nothing is produced that was not asked for. An ``Outlet`` stands where the
 iterator lives and hands out a batch; an ``Inlet`` stands where it is consumed and asks for the next one. A batch ends
-as soon as it has taken ``BATCH_SECONDS``, so a slow iterator's items come one by one, and a quick one's by the
-thousand.
+as soon as it has taken ``BATCH_SECONDS``, and grows only while items come quickly: a slow iterator's come one by one,
+and a quick one's by the thousand.
 
 What does not belong here: how a batch crosses.
 """
