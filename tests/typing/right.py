@@ -196,3 +196,12 @@ except atoll.WorkerDied as death:
     assert_type(death.stderr, tuple[str, ...])
 except atoll.RemoteError as error:
     assert_type(error.remote_traceback, str)
+
+
+async def untyped_service() -> bool:
+    service = atoll.Service("services/vision.py")
+    answered: bool = await service.detect.aio(3) == 3
+    limited: bool = await service.detect.options(timeout=1.0).aio(3) == 3
+    async for item in service.frames.aio(n=3):
+        print(item)
+    return answered and limited

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypeVar, cast, overload
 
 from ..errors import ManifestError
 from ..pool import Pool
@@ -103,6 +103,9 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
         """Call it and wait for the result."""
         return self._call(self._name, args, kwargs, self._timeout, self._options)  # type: ignore[no-any-return]
 
+    # First, so that what returns Any, as a service's functions do, gives Any here too: nothing else is taken for Never.
+    @overload
+    def aio(self: RemoteFunction[P, Never], /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
     @overload
     def aio(self: RemoteFunction[P, Stream[T]], /, *args: P.args, **kwargs: P.kwargs) -> PendingStream[T]: ...
     @overload
