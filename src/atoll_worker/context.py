@@ -12,10 +12,9 @@ from _contextvars import ContextVar
 from .completion import complete, is_coroutine, on_thread
 from .errors import AtollError
 from .references import CALLABLE as _CALLABLE
-from .references import INVOKE, NO_CALL, Lending, Proxy, RemoteCallable, RemoteMethod, RemoteObject
+from .references import INVOKE, NO_CALL, Lending, RemoteCallable, RemoteIterator, RemoteMethod, RemoteObject
 from .references import ITERATOR as _ITERATOR
 from .references import OBJECT as _OBJECT
-from .streams import Inlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,50 +101,6 @@ class WorkerLending(Lending):
 
 def _no_names(name: str) -> NoReturn:
     raise LookupError(f"a worker has no object {name!r}")
-
-
-class RemoteIterator(Proxy):
-    """An iterator of the host's, for ``for`` and ``async for``."""
-
-    __slots__ = ("_inlet",)
-    _kind = _ITERATOR
-
-    def __init__(self, lending: Lending, number: int) -> None:
-        super().__init__(lending, number)
-        self._inlet = Inlet()
-
-    def __iter__(self) -> RemoteIterator:
-        return self
-
-    def __next__(self) -> Any:
-        return self._inlet.next(self._fetch)
-
-    def _fetch(self, maximum: int) -> Any:
-        batch = self._lending.invoke(self._number, "take", (maximum,), {})
-        if batch[1]:
-            self._let_go()  # it has ended over there
-        return batch
-
-    def __aiter__(self) -> RemoteIterator:
-        return self
-
-    async def __anext__(self) -> Any:
-        inlet = self._inlet
-        while not inlet.items:
-            if inlet.ended:
-                raise StopAsyncIteration
-            try:
-                maximum = inlet.appetite()
-                inlet.arrived(await self._lending.invoke_async(self._number, "take", (maximum,), {}))
-            except BaseException:
-                inlet.ended = True
-                raise
-        return inlet.items.pop()
-
-    def close(self) -> None:
-        """Let it end over there."""
-        self._inlet.ended = True
-        self._lending.invoke(self._number, "close", (), {})
 
 
 class HostObject:

@@ -19,7 +19,7 @@ from _thread import allocate_lock
 from _weakref import ref as weak_reference
 
 from .errors import DecodeError
-from .streams import Outlet, is_iterator
+from .streams import Inlet, Outlet, is_iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,6 +169,60 @@ class RemoteObject(Proxy):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
         return self._lending.invoke(self._number, "__exit__", (None, None, None), {})
+
+
+class RemoteIterator(Proxy):
+    """An iterator of the other side, for ``for`` and ``async for``: its items are fetched in batches."""
+
+    __slots__ = ("_inlet",)
+    _kind = ITERATOR
+
+    def __init__(self, lending: Lending, number: int) -> None:
+        super().__init__(lending, number)
+        self._inlet = Inlet()
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """Call a method of the ``Outlet`` over there."""
+        return self._lending.invoke(self._number, method, args, {})
+
+    def _ask_async(self, method: str, *args: Any) -> Awaitable[Any]:
+        """As ``_ask``, to be awaited."""
+        return self._lending.invoke_async(self._number, method, args, {})
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self._inlet.next(self._fetch)
+
+    def _fetch(self, maximum: int) -> Any:
+        batch = self._ask("take", maximum)
+        if batch[1]:
+            self._let_go()  # it has ended over there
+        return batch
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        inlet = self._inlet
+        while not inlet.items:
+            if inlet.ended:
+                raise StopAsyncIteration
+            try:
+                batch = await self._ask_async("take", inlet.appetite())
+                inlet.arrived(batch)
+                if batch[1]:
+                    self._let_go()
+            except BaseException:
+                inlet.ended = True
+                raise
+        return inlet.items.pop()
+
+    def close(self) -> None:
+        """Let it end over there."""
+        self._inlet.ended = True
+        self._ask("close")
 
 
 class _Lent:

@@ -306,11 +306,19 @@ class Pool:
             try:
                 return self._attempt(attempt)
             except WorkerDied as error:
-                if not retries or attempt.channel is None:
-                    raise
-                check_idempotent(self.service, function, attempt.channel)
-                retries -= 1
-                error.add_note("it is called again")
+                retries = self._count_retry(retries, attempt, error)
+
+    def _count_retry(self, left: int, attempt: Attempt, error: WorkerDied) -> int:
+        """How many retries are left once the call is made again.
+
+        Raises:
+            WorkerDied: it is not to be made again.
+            ManifestError: it may not be, since the function is not idempotent.
+        """
+        if not left or attempt.channel is None:
+            raise error
+        check_idempotent(self.service, attempt.function, attempt.channel)
+        return left - 1
 
     def _attempt(self, attempt: Attempt) -> Any:
         try:
@@ -465,11 +473,7 @@ class Pool:
             try:
                 return await self._attempt_async(attempt)
             except WorkerDied as error:
-                if not retries or attempt.channel is None:
-                    raise
-                check_idempotent(self.service, function, attempt.channel)
-                retries -= 1
-                error.add_note("it is called again")
+                retries = self._count_retry(retries, attempt, error)
 
     async def _attempt_async(self, attempt: Attempt) -> Any:
         from .aio import end_elsewhere, exchange
@@ -530,11 +534,8 @@ class Pool:
             try:
                 results, described = self._attempt(attempted)
                 break
-            except WorkerDied:
-                if not retries or attempted.channel is None:
-                    raise
-                check_idempotent(self.service, function, attempted.channel)
-                retries -= 1
+            except WorkerDied as error:
+                retries = self._count_retry(retries, attempted, error)
         if described is None:
             return results, None
         assert attempted.channel is not None

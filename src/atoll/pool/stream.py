@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from atoll_worker.references import ITERATOR, Lending, Proxy
-from atoll_worker.streams import Inlet
+from atoll_worker.references import Lending, RemoteIterator
 
 if TYPE_CHECKING:
     from .lending import HostLending
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", covariant=True)
 
 
-class Stream(Proxy, Generic[T]):
+class Stream(RemoteIterator, Generic[T]):
     """The items of a generator function, or of an iterator that a function returned: for ``for`` and ``async for``.
 
     They are fetched in batches that grow while they are taken quickly, and nothing is made that was not asked for. To
@@ -25,13 +24,11 @@ class Stream(Proxy, Generic[T]):
     here, after the items before it. Each batch has the call's timeout.
     """
 
-    _kind = ITERATOR
     _lending: HostLending
 
     def __init__(self, lending: Lending, number: int) -> None:
         super().__init__(lending, number)
         self.timeout: float | None = None  # seconds that the next items may take
-        self._inlet = Inlet()
         self._turn = threading.Lock()
         self._closed = False
 
@@ -48,40 +45,28 @@ class Stream(Proxy, Generic[T]):
         with self._turn:
             return inlet.next(self._fetch)  # type: ignore[no-any-return]
 
-    def _fetch(self, maximum: int) -> Any:
-        batch = self._lending.invoke(self._number, "take", (maximum,), {}, self.timeout)
-        if batch[1]:
-            self._let_go()  # it has ended over there
-        return batch
+    def _ask(self, method: str, *args: Any) -> Any:
+        return self._lending.invoke(self._number, method, args, {}, self.timeout)
+
+    def _ask_async(self, method: str, *args: Any) -> Awaitable[Any]:
+        return self._lending.invoke_async(self._number, method, args, {}, self.timeout)
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:
-        inlet = self._inlet
-        while not inlet.items:
-            if inlet.ended:
-                raise StopAsyncIteration
-            try:
-                maximum = inlet.appetite()
-                batch = await self._lending.invoke_async(self._number, "take", (maximum,), {}, self.timeout)
-                inlet.arrived(batch)
-                if batch[1]:
-                    self._let_go()
-            except BaseException:
-                inlet.ended = True
-                raise
-        return inlet.items.pop()  # type: ignore[no-any-return]
+    if TYPE_CHECKING:
+
+        async def __anext__(self) -> T: ...
 
     def close(self) -> None:
         """Let the generator end now. Idempotent."""
         if self._end():
-            self._lending.invoke(self._number, "close", (), {}, self.timeout)
+            self._ask("close")
 
     async def aclose(self) -> None:
         """As ``close``, to be awaited."""
         if self._end():
-            await self._lending.invoke_async(self._number, "close", (), {}, self.timeout)
+            await self._ask_async("close")
 
     def _end(self) -> bool:
         """True the first time, if there is something to end over there."""
