@@ -23,6 +23,7 @@ from .errors import (
     Cancelled,
     DecodeError,
     EncodeError,
+    LocalProtocolError,
     ProtocolError,
     describe_exception,
     format_exception,
@@ -313,6 +314,10 @@ class Channel:
             self.connection.reply(kind, codec, payload, buffers)
         except ConnectionClosed:
             pass  # the next receive says so too
+        except LocalProtocolError:
+            if self.connection.conversation.state == wire.CALLING:
+                raise
+            # The host hung up in the middle of a call back, which was therefore never answered: as above.
 
     # -- calling back ----------------------------------------------------------------------------------------
 

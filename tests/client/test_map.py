@@ -319,3 +319,15 @@ def test_of_a_function() -> None:
         return 2 * number
 
     assert list(double.map(range(100))) == list(range(0, 200, 2))
+
+
+def test_an_error_of_the_source_comes_after_the_results_before_it(service: atoll.Service) -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("no more")
+
+    for ordered in (True, False):
+        results, error = drained(service.square.map(source(), ordered=ordered))
+        assert sorted(results) == [1, 4]
+        assert isinstance(error, OSError)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,7 +170,7 @@ def test_a_minimum_is_started_at_once_and_kept(gates: Gates) -> None:
 @pytest.mark.parametrize("bounds", [(-1, 2), (2, 1), (0, 0)])
 def test_bounds_that_are_none(gates: Gates, bounds: tuple[int, int]) -> None:
     service = atoll.Service(gates.file, **gates.options)
-    with pytest.raises(atoll.ManifestError, match="expected 0 <= min <= max"):
+    with pytest.raises(atoll.ManifestError, match=r"of scale: found|expected min <= max"):
         service.scale(*bounds)
 
 
@@ -424,3 +425,69 @@ def test_with_starts_and_closes(gates: Gates) -> None:
         service.whoami()
     with pytest.raises(atoll.ServiceClosed):
         service.start()
+
+
+# -- what is not as it should be -----------------------------------------------------------------------------------
+
+
+def test_start_returns_with_as_many_workers_as_can_be_had(write: Write, tmp_path: Path) -> None:
+    """Only one process at a time can import this service."""
+    file = write(
+        "single.py",
+        """\
+        import os
+        from atoll_worker import Service, expose
+
+        class Single(Service):
+            def setup(self):
+                os.open(os.environ["LOCK"], os.O_CREAT | os.O_EXCL)
+
+            @expose
+            def whoami(self):
+                return os.getpid()
+        """,
+    )
+    with atoll.Service(file, workers=2, env_vars={"LOCK": str(tmp_path / "lock")}) as service:
+        assert ready(service) == [service.whoami()]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((1.5, 2, None), "option min of scale: found 1.5"),
+        ((True, 2, None), "option min of scale: found True"),
+        ((0, None, None), "option max of scale: found None"),
+        ((0, 10**9, None), "option max of scale: found 1000000000"),
+        ((3, 2, None), r"scale\(min=3, max=2\)"),
+        ((0, 0, None), r"scale\(min=0, max=0\)"),
+        ((0, 1, float("nan")), "option idle of scale: found nan"),
+        ((0, 1, -1), "option idle of scale: found -1"),
+        ((0, 1, "x"), "option idle of scale: found 'x'"),
+    ],
+)
+def test_wrong_bounds_are_refused_where_they_are_given(gates: Gates, bounds: tuple[Any, ...], message: str) -> None:
+    with atoll.Service(gates.file, **gates.options) as service:
+        with pytest.raises(atoll.ManifestError, match=message):
+            service.scale(*bounds)
+        assert service.echo(1) == 1
+
+
+def test_a_name_that_is_no_text_is_refused_and_an_unknown_one_is_no_label(gates: Gates) -> None:
+    with atoll.Service(gates.file, **gates.options) as service:
+        for name in (len, None, []):
+            with pytest.raises(TypeError, match="name of a function"):
+                service.call(name, 1)  # type: ignore[arg-type]
+        with pytest.raises(atoll.FunctionNotFound):
+            service.call("no_such_function")
+        durations = next(one for one in service.metrics() if one.name == "atoll_call_duration_seconds")
+        assert {sample.labels["function"] for sample in durations.samples} == {"(unknown)"}
+
+
+def test_the_functions_of_a_reloaded_service_are_those_it_has_now(write: Write) -> None:
+    text = "from atoll_worker import expose\n\n@expose\ndef {}:\n    return 1\n"
+    file = write("changing.py", text.format("first()"))
+    with atoll.Service(file) as service:
+        assert set(service.functions) == {"first"}
+        write("changing.py", text.format("second(x)"))
+        service.reload()
+        assert {name: info.signature for name, info in service.functions.items()} == {"second": "(x)"}

@@ -71,6 +71,7 @@ class Mapping:
         self._submitter = submitter_of(pool)
         self._size = 1
         self._ended = False
+        self._source_error: Exception | None = None  # raised once the results of the items before are out
 
     def in_order(self) -> Iterator[Any]:
         """The results in the order of the items."""
@@ -79,6 +80,8 @@ class Mapping:
             while True:
                 self._fill(under_way)
                 if not under_way:
+                    if self._source_error is not None:
+                        raise self._source_error
                     return
                 batch = under_way[0]
                 batch.call.result()
@@ -97,6 +100,8 @@ class Mapping:
             while True:
                 self._fill(under_way)
                 if not under_way:
+                    if self._source_error is not None:
+                        raise self._source_error
                     return
                 wait([batch.call for batch in under_way], return_when=FIRST_COMPLETED)
                 done = [batch for batch in under_way if batch.call.done()]
@@ -119,7 +124,11 @@ class Mapping:
     def _fill(self, under_way: deque[_Batch]) -> None:
         most = _AHEAD * self._at_a_time
         while not self._ended and len(under_way) < most:
-            items = list(islice(self._items, self._size))
+            items: list[Any] = []
+            try:
+                items.extend(islice(self._items, self._size))
+            except Exception as error:  # noqa: BLE001 - raised again in its turn
+                self._source_error = error
             if len(items) < self._size:
                 self._ended = True
             if items:

@@ -43,6 +43,19 @@ def check_objects(objects: Mapping[str, object] | None) -> Mapping[str, object]:
     return objects
 
 
+def check_seconds(option: str, seconds: float | None) -> float | None:
+    """The seconds as given.
+
+    Raises:
+        ManifestError: they are no number above zero.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        raise ManifestError(f"option {option}: found {seconds!r}, expected seconds above zero, or None for no limit")
+    return seconds
+
+
 class PoolOwner(HoldsWorker):
     """Base of ``Function`` and ``Service``."""
 
@@ -90,14 +103,16 @@ class PoolOwner(HoldsWorker):
         Raises:
             ManifestError: the bounds are wrong.
         """
-        try:
-            self._pool.scale(min, max, idle)
-        except ValueError as error:
-            raise ManifestError(str(error)) from None
+        for name, bound in (("min", min), ("max", max)):
+            if isinstance(bound, bool) or not isinstance(bound, int) or not 0 <= bound <= 1000:
+                raise ManifestError(f"option {name} of scale: found {bound!r}, expected a number of workers, 0 to 1000")
+        if min > max or max < 1:
+            raise ManifestError(f"scale(min={min}, max={max}): expected min <= max, and max at least 1")
+        self._pool.scale(min, max, check_seconds("idle of scale", idle))
 
     def reload(self, timeout: float | None = None) -> None:
         """Read the source anew and replace every worker, one after another; no call fails, and open streams are served
-        to their end.
+        to their end. What the source says of the pool itself (``workers``, ``timeout``, ...) stays as it was.
 
         Args:
             timeout: seconds to wait until that is done.
@@ -107,7 +122,7 @@ class PoolOwner(HoldsWorker):
                 workers there are go on with theirs.
             TimeoutError: it takes longer; it goes on.
         """
-        self._pool.reload(timeout)
+        self._pool.reload(check_seconds("timeout of reload", timeout))
 
     def close(self) -> None:
         """Tear the service down and stop its workers. Later calls raise ``ServiceClosed``. Idempotent."""

@@ -11,7 +11,7 @@ from ..errors import ManifestError
 from ..pool import Pool
 from ..pool.options import CallOptions
 from ..pool.stream import Stream
-from .owner import HoldsWorker
+from .owner import HoldsWorker, check_seconds
 
 if TYPE_CHECKING:
     from .submitter import Call
@@ -205,23 +205,10 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
         return RemoteFunction(
             self._pool,
             self._name,
-            self._timeout if isinstance(timeout, EllipsisType) else check_timeout(timeout),
+            self._timeout if isinstance(timeout, EllipsisType) else check_seconds("timeout", timeout),
             None if options == CallOptions() else options,
             self._streams,
         )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r}>"
-
-
-def check_timeout(timeout: float | None) -> float | None:
-    """The timeout as given.
-
-    Raises:
-        ManifestError: it is no number above zero.
-    """
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
-        raise ManifestError(f"option timeout: found {timeout!r}, expected seconds above zero, or None for no limit")
-    return timeout

@@ -145,8 +145,20 @@ class Service(PoolOwner):
         return self._functions
 
     def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function by its name, also where an attribute of this class has the same."""
+        """Call a function by its name, also where an attribute of this class has the same.
+
+        Raises:
+            TypeError: the name is no text.
+        """
+        if not isinstance(function, str):
+            raise TypeError(f"call() takes the name of a function first, not {function!r:.100}")
         return self._pool.call(function, args, kwargs, self._spec.timeout)
+
+    def reload(self, timeout: float | None = None) -> None:
+        super().reload(timeout)
+        self._functions = None  # they may be others by now
+
+    reload.__doc__ = PoolOwner.reload.__doc__
 
     def function(self, name: str) -> RemoteFunction[..., Any]:
         """A function by its name, for ``.aio``, ``.submit``, ``.map`` and ``.options``."""

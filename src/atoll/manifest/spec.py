@@ -70,9 +70,11 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="A lock file (pinned requirements or pylock.toml) to install exactly as it is."),
     ] = None
     workers: Annotated[
-        int, Meta(ge=1, description="Processes that run the service, each with a copy of what it loads.")
+        int, Meta(ge=1, le=1000, description="Processes that run the service, each with a copy of what it loads.")
     ] = 1
-    concurrency: Annotated[int, Meta(ge=1, description="Calls that one worker runs at the same time, on threads.")] = 1
+    concurrency: Annotated[
+        int, Meta(ge=1, le=1000, description="Calls that one worker runs at the same time, on threads.")
+    ] = 1
     max_queue: Annotated[
         int, Meta(ge=0, description="Calls that may wait for a worker; one more is refused at once.")
     ] = 100_000
@@ -134,7 +136,7 @@ _TYPES: dict[str, Any] = {
 _TEXT = "text"
 _PATH = "a path"
 _SECONDS = "a number of seconds above 0"
-_COUNT = "a whole number from 1"
+_COUNT = "a whole number from 1 to 1000"
 _EXPECTED = {
     "name": "text without slashes, colons or line breaks",
     "entry": '"file.py", "package.module" or either with ":Class"',

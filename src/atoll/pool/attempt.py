@@ -12,7 +12,7 @@ from atoll_worker.references import INVOKE
 from atoll_worker.service import DESCRIBE
 from atoll_worker.values import explain_unencodable
 
-from ..errors import CallCancelled
+from ..errors import CallCancelled, FunctionNotFound
 from . import tracing
 from .channel import Channel, nesting
 from .endings import check_idempotent, not_found
@@ -28,6 +28,8 @@ _clock = time.monotonic
 
 # Calls that are no function's of the service: not counted, so that metrics show the user's names alone.
 _UNCOUNTED = (DESCRIBE, INVOKE)
+# What calls of functions that there are not are counted under: their names are the callers' mistakes.
+UNKNOWN = "(unknown)"
 
 
 def shown(function: str, args: tuple[Any, ...]) -> str:
@@ -65,12 +67,13 @@ class Attempt:
         self.outcome = "refused"
         self.error: BaseException | None = None
         self.reserved = ""  # the function that is really called
+        self.slack = 0.0  # seconds that it may take beside what its timeout allows
         self.kept = False  # the channel is given back by somebody else
         self._outer_progress: Any = None
 
     @property
     def deadline(self) -> float | None:
-        return None if self.timeout is None else self.pool.deadline_of(self.began, self.timeout)
+        return None if self.timeout is None else self.pool.deadline_of(self.began, self.timeout) + self.slack
 
     @property
     def is_background(self) -> bool:
@@ -154,6 +157,7 @@ class Attempt:
     def observe(self, series: Any) -> None:
         ended = _clock()
         if self.function not in _UNCOUNTED:
-            series[self.function, self.outcome].observe(ended - self.began, ended)
+            function = UNKNOWN if isinstance(self.error, FunctionNotFound) else self.function
+            series[function, self.outcome].observe(ended - self.began, ended)
         if self.trace is not None:
             self.trace.end(self.outcome, self.error)

@@ -29,11 +29,12 @@ from atoll_worker.tracing import in_use
 from atoll_worker.values import explain_unencodable
 
 from ..errors import (
+    FunctionNotFound,
     ServiceClosed,
     WorkerDied,
 )
 from . import tracing
-from .attempt import Attempt, shown
+from .attempt import UNKNOWN, Attempt, shown
 from .callbacks import answer_async, converse
 from .channel import Channel, nesting
 from .dispatcher import Dispatcher
@@ -256,6 +257,8 @@ class Pool:
                 raise_error(self, payload, buffers, channel, attempt)
         except BaseException as error:
             outcome = outcome_of(error)
+            if isinstance(error, FunctionNotFound):
+                function = UNKNOWN
             raise
         finally:
             ended = _clock()
@@ -438,6 +441,8 @@ class Pool:
             outcome = _OK
         except BaseException as error:
             outcome = outcome_of(error)
+            if isinstance(error, FunctionNotFound):
+                function = UNKNOWN
             raise
         finally:
             ended = _clock()
@@ -524,13 +529,13 @@ class Pool:
         Returns:
             the results of the first items, and what the one after them raised.
         """
-        limit = None if timeout is None else timeout + BATCH_SECONDS
         arguments = (function, items, spread, BATCH_SECONDS)
         retries = 0 if options is None else options.retries
         while True:
             trace = tracing.begin(self.service, function)
-            attempted = Attempt(self, function, arguments, {}, limit, options, None, trace)
+            attempted = Attempt(self, function, arguments, {}, timeout, options, None, trace)
             attempted.reserved = MAP
+            attempted.slack = BATCH_SECONDS
             try:
                 results, described = self._attempt(attempted)
                 break

@@ -104,6 +104,7 @@ class Supervisor:
         self._last_error: BaseException | None = None  # of a start that left nobody to call
         self._minimum = settings.workers
         self._one_wanted = False  # by somebody who does not stand in the queue
+        self._failed_starts = 0
         self._failures = 0  # how many of those there were
         self._replacement_error: BaseException | None = None  # of the last start of a replacement that failed
         self._replacement_failures = 0
@@ -213,13 +214,15 @@ class Supervisor:
         Raises:
             what starting the last one raised, if none is ready.
         """
-        before = self._failures
+        before, starts_before = self._failures, self._failed_starts
         self._one_wanted = True
         self.wanted()
 
         def done() -> bool:
             if self._closing.is_set() or self._failures > before or self._policy.state is PoolState.OPEN:
                 return True
+            if self._failed_starts > starts_before and not any(not one.is_serving for one in self.workers):
+                return True  # some cannot be started; the policy tries again when it is time
             return len(self._dispatcher.workers) >= max(1, self._minimum)
 
         with self._changed:
@@ -450,22 +453,23 @@ class Supervisor:
 
     def _hear_failed(self, worker: Worker, error: BaseException, is_replacement: bool) -> None:
         self._workers.pop(worker.number, None)
+        self._failed_starts += 1
         if is_replacement:
             self._replacement_error = error
             self._replacement_failures += 1
         # What never worked will not work by trying again: the next caller may, and sees why. A crash is another matter.
         fatal = not isinstance(error, WorkerDied) and not self._was_ready
         self._restart_reason = str(Cause.OUT_OF_MEMORY if isinstance(error, WorkerOutOfMemory) else Cause.CRASHED)
-        actions = self._policy.failed(worker.number, time.monotonic(), _first_line(error), fatal=fatal)
+        actions = self._policy.failed(worker.number, time.monotonic(), _in_one_line(error), fatal=fatal)
         if not self._closing.is_set():
-            self._say(logging.WARNING, "a worker could not be started: %s", _first_line(error))
+            self._say(logging.WARNING, "a worker could not be started: %s", _in_one_line(error))
         starting = any(not one.is_serving for one in self.workers)
         if self._dispatcher.serving_since is None and not starting:
             self._last_error = error
             self._failures += 1
             self._dispatcher.fail_waiting(_again(error))
-        self._tell_changed()
         self._do(actions)
+        self._tell_changed()
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -538,8 +542,10 @@ def _again(error: BaseException) -> BaseException:
     return again.with_traceback(error.__traceback__)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:500]
+def _in_one_line(error: BaseException) -> str:
+    """What went wrong; of a remote traceback, its last line too, which is what it is about."""
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    return (lines[0] if len(lines) == 1 or not lines[0].endswith(":") else f"{lines[0]} {lines[-1].strip()}")[:500]
 
 
 def _how_it_ended(worker: Worker) -> str:
