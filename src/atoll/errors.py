@@ -246,9 +246,11 @@ class CallCancelled(AtollError, _CancelledError):
 
     Attributes:
         rung: as for ``CallTimeout``.
+        result: what the function returned, where its code looked whether it was cancelled and returned.
     """
 
     rung: str | None = None
+    result: object = None
 
 
 class QueueFull(AtollError):

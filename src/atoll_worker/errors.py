@@ -132,9 +132,12 @@ def _describe(
         noted = getattr(error, "__notes__", ())
         return [_text(lambda: note) for note in (noted[:MAX_NOTES] if isinstance(noted, (list, tuple)) else (noted,))]  # noqa: B023
 
+    # One that was rebuilt here is of the class it had where it was raised.
+    origin = _attempt(lambda: error.type_name if issubclass(cls, RemoteError) else "", "")  # type: ignore[attr-defined]
+    module, _, name = origin.rpartition(".") if type(origin) is str else ("", "", "")
     described: Dict[str, Any] = {
-        "type": _text(lambda: cls.__qualname__),
-        "module": _text(lambda: cls.__module__),
+        "type": name or _text(lambda: cls.__qualname__),
+        "module": (module or "builtins") if name else _text(lambda: cls.__module__),
         "registered": _attempt(lambda: _registered_name(cls), None),
         "bases": _attempt(lambda: [_text(lambda: base.__name__) for base in cls.__mro__ if _is_builtin(base)], []),  # noqa: B023
         "message": _text(lambda: str(error)),

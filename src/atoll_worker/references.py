@@ -390,7 +390,9 @@ class Lending:
             return found(*args, **kwargs)
         if method.startswith("_") and method not in _SPECIAL:
             raise AttributeError(f"{method!r} is not public, so it cannot be called from the other side")
-        return getattr(found, method)(*args, **kwargs)
+        result = getattr(found, method)(*args, **kwargs)
+        # What returns the object itself, as `__enter__` and builders do, gives the proxy that the other side has.
+        return Ref(found) if result is found and not isinstance(found, (Ref, Outlet)) else result
 
     def read(self, target: Target, name: str) -> Any:
         """``READ`` from the other side."""

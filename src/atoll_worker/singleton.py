@@ -47,7 +47,7 @@ class ProxiedSingleton:
         if is_worker():
             _stand_in(cls)
         else:
-            _classes[cls.__qualname__] = cls
+            _classes[_name_of(cls)] = cls
             if "__init__" in cls.__dict__:
                 setattr(cls, "__init__", _once(cls.__dict__["__init__"]))  # noqa: B010 - mypy knows no such assignment
 
@@ -88,13 +88,19 @@ def _stand_in(cls: type) -> None:
         if isinstance(member, property):
             if not getattr(member.fget, _LOCAL, False):
                 setattr(cls, name, property(_reader(name), doc=member.__doc__))
+        elif isinstance(member, (staticmethod, classmethod)):
+            continue  # they are the class's, not the instance's: they run where they are called
         elif callable(member) and not isinstance(member, type) and not getattr(member, _LOCAL, False):
             setattr(cls, name, _caller(name, member))
 
 
 def _target(stand_in: object) -> str:
     """What the host knows the instance by; that of a derived class for what it inherits."""
-    return "singleton:" + type(stand_in).__qualname__
+    return "singleton:" + _name_of(type(stand_in))
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _caller(name: str, method: Any) -> Any:
@@ -128,6 +134,11 @@ def instance_named(name: str) -> Any:
         LookupError: there is no such class in this process.
     """
     cls = _classes.get(name)
+    if cls is None:
+        # The module of a file that is run, or loaded as a service, has another name there.
+        qualname = name.rpartition(":")[2]
+        same = [one for one in _classes.values() if one.__qualname__ == qualname]
+        cls = same[0] if len(same) == 1 else None
     if cls is None:
         known = ", ".join(sorted(_classes)) or "none"
         raise LookupError(

@@ -686,3 +686,45 @@ def test_one_that_the_host_does_not_know(write: Write) -> None:
         pytest.raises(LookupError, match=r"Unknown.*import the module"),
     ):
         service.get()
+
+
+def test_what_returns_itself_gives_the_proxy_again(tmp_path: Path) -> None:
+    """As ``__enter__`` of most objects does, and every builder."""
+    file = tmp_path / "building.py"
+    file.write_text(
+        "from atoll_worker import expose, ref\n\n"
+        "class Builder:\n"
+        "    def __init__(self):\n        self.said = []\n"
+        "    def add(self, word):\n        self.said.append(word)\n        return self\n"
+        "    def text(self):\n        return ' '.join(self.said)\n"
+        "    def __enter__(self):\n        return self.add('in')\n"
+        "    def __exit__(self, *error):\n        self.add('out')\n\n"
+        "@expose\ndef builder():\n    return ref(Builder())\n\n"
+        "@expose\ndef use(builder):\n"
+        "    with builder as same:\n        same.add('between')\n"
+        "    return builder.text()\n"
+    )
+
+    class Here:
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def add(self, word: str) -> Here:
+            self.said.append(word)
+            return self
+
+        def text(self) -> str:
+            return " ".join(self.said)
+
+        def __enter__(self) -> Here:
+            return self.add("in")
+
+        def __exit__(self, *error: object) -> None:
+            self.add("out")
+
+    with atoll.Service(file) as service:
+        with service.builder() as same:
+            assert same.add("a").add("b").text() == "in a b"
+        assert same.text() == "in a b out"
+        assert service.use(atoll.ref(Here())) == "in between out"
+        del same

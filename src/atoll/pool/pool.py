@@ -357,6 +357,9 @@ class Pool:
         if kind != _RESULT:
             raise_error(self, payload, buffers, channel, attempt)
         result = channel.decoder.decode(payload, buffers)
+        if (cancelled := attempt.was_cancelled) is not None:
+            cancelled.result = result  # its code looked, and returned: whoever gave it up was told that it was
+            raise cancelled
         # A batch of `map` says in its result what one of its items raised.
         attempt.outcome = "error" if attempt.reserved and result[1] is not None else "ok"
         if result.__class__ is Stream:
@@ -420,9 +423,10 @@ class Pool:
                     kind, _, payload, buffers = await aio.exchange(connection, _CALL, payload, buffers, deadline)
                 else:
                     try:
-                        kind, _, payload, buffers = connection.exchange(_PICKLE, payload, buffers, None, False, False)
+                        reply = connection.exchange(_PICKLE, payload, buffers, None, False, False)
                     except aio.WouldSleep:
-                        kind, _, payload, buffers = await aio.answer(connection, deadline)
+                        reply = None  # waited for below: no error there should tell of this one
+                    kind, _, payload, buffers = reply or await aio.answer(connection, deadline)
                 while kind == _CALL:
                     kind, payload, buffers = await answer_async(self, channel, payload, buffers)
                     kind, _, payload, buffers = await aio.exchange(connection, kind, payload, buffers, deadline)
@@ -661,6 +665,7 @@ def _after_fork() -> None:
                 pool.service,
                 os.getpid(),
             )
+        pool.dispatcher.queue.clear()  # the parent's; nor does a call that goes on here pass on anything
         pool._begin()
 
 

@@ -62,11 +62,13 @@ class Stream(RemoteIterator, Generic[T]):
         """Let the generator end now. Idempotent."""
         if self._end():
             self._ask("close")
+        self._let_go()
 
     async def aclose(self) -> None:
         """As ``close``, to be awaited."""
         if self._end():
             await self._ask_async("close")
+        self._let_go()
 
     def _end(self) -> bool:
         """True the first time, if there is something to end over there."""
@@ -75,6 +77,10 @@ class Stream(RemoteIterator, Generic[T]):
         self._inlet.ended = True
         self._inlet.items = []
         return needed
+
+    def renew_lock(self) -> None:
+        """In a forked child: a thread of the parent may have held it."""
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Stream[T]:
         return self

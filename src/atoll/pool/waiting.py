@@ -9,13 +9,14 @@ takes long: a call that would wait for itself, a channel that got lost. What doe
 from __future__ import annotations
 
 import sys
-from _thread import get_ident
+import time
 from typing import TYPE_CHECKING
 
 from atoll_worker import wire
 
 from ..errors import AtollError, CallTimeout, QueueFull
 from .dispatcher import QueueIsFull, WaitedTooLong
+from .lifecycle import Cause
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 # Seconds between two looks of a task whether it is its turn.
 TURN = 0.001
 
+# Seconds after which a channel that was taken, and on which no call begins, is given up.
+LOST_AFTER = 60.0
+
 # The code that holds a channel in a local variable of this name while it is taken.
 holders: set[CodeType] = set()
 
@@ -36,10 +40,10 @@ holders: set[CodeType] = set()
 def enter(pool: Pool, function: str, began: float, timeout: float | None, worker: Worker | None) -> Channel:
     """Wait for a channel."""
     _check_enter(pool, worker)
-    suspects: set[Channel] = set()
+    unmoved: dict[Channel, tuple[float, int]] = {}
     try:
         while True:
-            channel = pool.dispatcher.enter(began, timeout, worker, lambda: _check_turn(pool, suspects))
+            channel = pool.dispatcher.enter(began, timeout, worker, lambda: _check_turn(pool, unmoved))
             if not channel.worker.process.has_exited or worker is not None:  # type: ignore[union-attr]
                 return channel
             channel.retired = True
@@ -121,42 +125,45 @@ async def take_async(pool: Pool, attempt: Attempt) -> Channel:
         raise _queued_too_long(pool, attempt.function, attempt.timeout) from None
 
 
-def _check_turn(pool: Pool, suspects: set[Channel]) -> None:
+def _check_turn(pool: Pool, unmoved: dict[Channel, tuple[float, int]]) -> None:
     """While waiting long for a channel, on the waiting thread.
 
     A channel is lost when an exception of a signal handler's, such as Ctrl-C, struck between taking it and taking
-    note of it. Nobody pays for preventing that on the path of a call: such a channel is found here, because no
-    thread's stack holds it, two looks in a row.
+    note of it. Nobody pays for preventing that on the path of a call: a channel that is taken and on which no call
+    begins for a long time is found here. Should somebody have it after all, such as a thread that gets no processor, it
+    must never be used by two: its worker is ended, and replaced.
 
     Args:
-        suspects: channels that nobody held at the last look.
+        unmoved: the taken channels without a call, since when, and how many calls they had answered by then.
 
     Raises:
         AtollError: none would ever come, because whoever has them goes on only after this call.
     """
     dispatcher = pool.dispatcher
     busy = dispatcher.busy()
-    held = _held_channels()
     asyncio = sys.modules.get("asyncio")
     loop: AbstractEventLoop | None = asyncio._get_running_loop() if asyncio is not None else None
-    by_loop = [channel for channel in busy if channel.owner is not None]
     if loop is not None and busy and all(channel.owner is loop for channel in busy):
         raise AtollError(
             f"a call of {pool.service!r} blocks the event loop that an earlier call of it needs to go on: "
             "await the .aio() of the function here too"
         )
-    thread = get_ident()
-    if busy and all(held.get(channel) == thread for channel in busy) and not dispatcher.idle:
+    held = _held_here()
+    if busy and all(channel in held for channel in busy) and not dispatcher.idle:
         raise AtollError(
             f"a call of {pool.service!r} was made in the middle of another one on the same thread, by a "
             "signal handler or by what a registered class does when it is passed: it would wait for itself"
         )
-    lost = {channel for channel in busy if channel not in held and channel not in by_loop}
-    for channel in lost & suspects:
-        if channel.connection.conversation.state is wire.IDLE:
-            dispatcher.give(channel)
-    suspects.clear()
-    suspects.update(lost)
+    now = time.monotonic()
+    for channel in busy:
+        if channel.owner is not None or channel.connection.conversation.state is not wire.IDLE:
+            unmoved.pop(channel, None)
+            continue
+        since, calls = unmoved.setdefault(channel, (now, channel.calls))
+        if calls != channel.calls:
+            unmoved[channel] = now, channel.calls
+        elif now - since > LOST_AFTER:
+            channel.worker.end(Cause.CANCELLED, "one of its connections was taken, and never used")
 
 
 def _queued_too_long(pool: Pool, function: str, timeout: float | None) -> CallTimeout:
@@ -173,15 +180,15 @@ def _queue_full(pool: Pool, function: str) -> QueueFull:
     )
 
 
-def _held_channels() -> dict[Channel, int]:
-    """The channels that calls in progress hold, and the thread that each is on."""
-    held = {}
-    for thread, innermost in sys._current_frames().items():
-        frame: FrameType | None = innermost
-        while frame is not None:
-            if frame.f_code in holders:
-                channel = frame.f_locals.get("channel")
-                if channel is not None:
-                    held[channel] = thread
-            frame = frame.f_back
+def _held_here() -> set[Channel]:
+    """The channels that calls in progress on this thread hold. Only its own stack is looked at: those of other threads
+    change under whoever looks."""
+    held = set()
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in holders:
+            channel = frame.f_locals.get("channel")
+            if channel is not None:
+                held.add(channel)
+        frame = frame.f_back
     return held
