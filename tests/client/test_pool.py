@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import atoll
+from atoll.pool import waiting
 from client.gates import Callers, Gates
 from conditions import is_gone, until, until_gone
 
@@ -491,3 +493,46 @@ def test_the_functions_of_a_reloaded_service_are_those_it_has_now(write: Write) 
         write("changing.py", text.format("second(x)"))
         service.reload()
         assert {name: info.signature for name, info in service.functions.items()} == {"second": "(x)"}
+
+
+def test_a_thread_that_gets_no_processor_keeps_its_worker(gates: Gates) -> None:
+    """Callers that were given a channel wait for the interpreter, behind threads that never wait for anything."""
+    stop = threading.Event()
+
+    def burn() -> None:
+        while not stop.is_set():
+            sum(range(100))
+
+    wrong: list[object] = []
+
+    def call(number: int, service: atoll.Service) -> None:
+        for turn in range(8):
+            try:
+                answer = service.echo((number, turn))
+                if answer != (number, turn):
+                    wrong.append(answer)
+            except atoll.AtollError as error:
+                wrong.append(error)
+
+    with atoll.Service(gates.file, workers=2, **gates.options) as service:
+        pids = ready(service)
+        burners = [threading.Thread(target=burn) for _ in range(3)]
+        callers = [threading.Thread(target=call, args=(number, service)) for number in range(10)]
+        for thread in (*burners, *callers):
+            thread.start()
+        for thread in callers:
+            thread.join()
+        stop.set()
+        for thread in burners:
+            thread.join()
+        assert not wrong
+        assert ready(service) == pids
+
+
+def test_a_channel_that_was_lost_costs_its_worker(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when an exception of a signal handler's strikes just after it was taken."""
+    monkeypatch.setattr(waiting, "LOST_AFTER", 0.3)
+    with atoll.Service(gates.file, **gates.options) as service:
+        pid = service.whoami()
+        service._pool.dispatcher.take()
+        assert service.whoami() != pid
