@@ -122,6 +122,8 @@ class Mapping:
         return self._pool.most_workers * self._pool.settings.concurrency
 
     def _fill(self, under_way: deque[_Batch]) -> None:
+        if under_way or not self._ended:
+            self._submitter.check_process()
         most = _AHEAD * self._at_a_time
         while not self._ended and len(under_way) < most:
             items: list[Any] = []

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ..errors import CallCancelled, QueueFull
 from ..pool import Pool, tracing
 from ..pool.channel import nesting
+from ..pool.endings import of_parent
 from ..pool.options import Cancellation
 
 R = TypeVar("R")
@@ -27,14 +28,23 @@ class Call(Future[R]):
     def __init__(self) -> None:
         super().__init__()
         self._cancellation = Cancellation()
+        self._pid = os.getpid()
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            self._condition = threading.Condition()  # a thread of the parent's may hold the one it had
+            if not self.done():
+                raise of_parent("this call", self._pid)
 
     def cancel(self) -> bool:
         """Give the call up. One that waits never begins; one that runs is ended: its code is told, then interrupted, at
         last its worker is killed. ``result()`` then raises ``CallCancelled``.
 
         Returns:
-            False if it has ended already.
+            False if it has ended already, or belongs to the process that this one was forked from.
         """
+        if self._pid != os.getpid():
+            return False
         if super().cancel():
             return True
         if self.done():
@@ -49,14 +59,21 @@ class Call(Future[R]):
             timeout: seconds to wait.
 
         Raises:
-            what the call raised; CallCancelled; TimeoutError if it is not there in time.
+            what the call raised; CallCancelled; TimeoutError if it is not there in time; AtollError in a forked child
+            of the process that it belongs to, unless it had ended before.
         """
+        self._check_process()
         try:
             return super().result(timeout)
         except CancelledError as error:
             if isinstance(error, CallCancelled):
                 raise
             raise CallCancelled("the call was cancelled before it began") from None
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it raised, once it has ended; otherwise as ``result``."""
+        self._check_process()
+        return super().exception(timeout)
 
     def cancelled(self) -> bool:
         """Whether it was cancelled, and has ended because of that."""
@@ -121,6 +138,13 @@ class Submitter:
                 self._queue.put((future, call))
         if stopped:
             _settle(future, call)  # at once: it says that its service is closed
+
+    def check_process(self) -> None:
+        """Raises:
+        AtollError: it belongs to the process that this one was forked from.
+        """
+        if self.pid != os.getpid():
+            raise of_parent(f"the map of {self._service!r}", self.pid)
 
     def stop(self) -> None:
         """Let the threads end once the queue is empty."""

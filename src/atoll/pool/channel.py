@@ -151,7 +151,7 @@ class Nesting:
         self.channel = channel
         self.pool = pool
         self.depth = channel.connection.conversation.depth
-        self.turn = threading.Lock()
+        self.turn: threading.Lock | threading.Semaphore = threading.Lock()
         self.outer = outer
         self.ended = False
 
@@ -170,7 +170,11 @@ nesting: ContextVar[Nesting | None] = ContextVar("atoll_nesting", default=None)
 
 
 def _after_fork() -> None:
+    nest = nesting.get()
     nesting.set(None)  # the parent's
+    while nest is not None:  # left by what goes on here; nobody waits for threads that only the parent has
+        nest.turn = threading.Semaphore(1 << 20)
+        nest = nest.outer
 
 
 os.register_at_fork(after_in_child=_after_fork)

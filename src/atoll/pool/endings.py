@@ -18,6 +18,7 @@ from atoll_worker.connection import ConnectionClosed, DeadlinePassed
 from atoll_worker.errors import LocalProtocolError, RemoteError
 
 from ..errors import (
+    AtollError,
     CallCancelled,
     CallTimeout,
     DecodeError,
@@ -49,6 +50,13 @@ _clock = time.monotonic
 def raise_broken(pool: Pool, error: BaseException, channel: Channel, attempt: Attempt) -> NoReturn:
     """The exchange did not end with an answer. Returns only once the call has ended, or its worker has."""
     function, timeout, conversation = attempt.function, attempt.timeout, channel.connection.conversation
+    process = channel.worker.process
+    assert process is not None
+    if process.is_parents:  # forked in the middle of it: the answer, and the worker, are the parent's
+        channel.retired = True
+        if not isinstance(error, Exception):
+            raise error
+        raise of_parent(f"the call of {pool.service}.{function}", process.host) from None
     # An earlier call on this channel was never answered: whoever needs this very worker may still get it.
     is_broken = isinstance(error, LocalProtocolError) and conversation.state in _WAITING
     if isinstance(error, LocalProtocolError) and conversation.depth == attempt.depth and not is_broken:
@@ -202,6 +210,11 @@ def check_idempotent(service: str, function: str, channel: Channel) -> None:
             "called again after its worker died; mark it with @expose(idempotent=True) or "
             "@atoll.function(idempotent=True) if calling it twice does no harm"
         )
+
+
+def of_parent(what: str, host: int) -> AtollError:
+    """The error for whoever uses in a forked child what needs a worker of the parent."""
+    return AtollError(f"{what} belongs to process {host}, from which this one was forked: ask for it anew here")
 
 
 def outcome_of(error: BaseException) -> str:

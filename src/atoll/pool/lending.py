@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from atoll_worker.references import CALLABLE, INVOKE, ITERATOR, OBJECT, Lending, RemoteCallable, RemoteObject
 
+from .endings import of_parent
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class HostLending(Lending):
         super().__init__(f"a worker of {service!r}", _PROXIES, self._find)
         self._pool = pool
         self._objects = objects
+        _lendings.add(self)
 
     def _find(self, name: str) -> object:
         kind, _, rest = name.partition(":")
@@ -50,6 +54,9 @@ class HostLending(Lending):
         return len(self._borrowed)
 
     def _living_pool(self) -> Pool:
+        process = self.worker.process
+        if process is not None and process.is_parents:
+            raise of_parent(f"what was borrowed from {self.whose}", process.host)
         pool = self._pool()
         if pool is None:
             raise self.worker.gone()
@@ -67,3 +74,22 @@ class HostLending(Lending):
 
     def give_back(self, number: int, received: int) -> None:
         self.worker.release(number, received)
+
+    def renew_locks(self) -> None:
+        """In a forked child: threads of the parent may have held them."""
+        self._lock = threading.Lock()
+        for reference in list(self._borrowed.values()):
+            proxy = reference()
+            if isinstance(proxy, Stream):
+                proxy.renew_lock()
+
+
+_lendings: weakref.WeakSet[HostLending] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lending in list(_lendings):
+        lending.renew_locks()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -360,9 +360,10 @@ class Worker:
 
     def check_free(self) -> None:
         """If the worker is to stop, and nothing of it is in use any more, say so; if it has ended, close it."""
-        if len(self.spare) < len(self.channels):
+        process = self.process
+        if len(self.spare) < len(self.channels) or (process is not None and process.is_parents):
             return
-        if self.process is not None and self.process.has_exited:
+        if process is not None and process.has_exited:
             # Not here: this may be a finalizer, which must wait for nobody, and what was lent is the user's.
             output_reader().always(self.close)
         elif self.on_free is not None and not self.lending.borrowed:
@@ -372,8 +373,10 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """False before there is a process, and once it has ended."""
-        return self.process is not None and not self.process.exited.is_set()
+        """False before there is a process, once it has ended, and if it is that of the process this one was forked
+        from."""
+        process = self.process
+        return process is not None and not process.is_parents and not process.exited.is_set()
 
     @property
     def pid(self) -> int:

@@ -75,6 +75,8 @@ class WorkerProcess:
         exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
         records: what it said through ``logging``.
         on_exit: called by the warden, on its thread, once it has ended.
+        host: id of the process that it belongs to.
+        is_parents: that is the one this one was forked from; nothing here may reach it.
         out_of_memory: its limit and what it held, in bytes, if it was killed for holding more; set before ``exited``.
     """
 
@@ -96,6 +98,8 @@ class WorkerProcess:
         self.has_exited = False  # as `exited.is_set()`, at a tenth of its price
         self.exit_code: int | None = None
         self.signal: int | None = None
+        self.host = os.getpid()
+        self.is_parents = False
         self.out_of_memory: tuple[int, int] | None = None
         self._group: WorkerGroup | None = None
         self._is_sandboxed = is_sandboxed
@@ -175,7 +179,9 @@ class WorkerProcess:
             group.remove()
 
     def kill(self) -> None:
-        """SIGKILL to the whole tree. Does nothing if the process was reaped already."""
+        """SIGKILL to the whole tree. Does nothing if the process was reaped already, or is not this one's to end."""
+        if self.is_parents:
+            return
         with self._kill_lock:
             if not self._reaped:
                 kill_tree(self.pid)
@@ -207,12 +213,17 @@ class WorkerProcess:
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's descriptors; above all the lifeline, which would keep the worker
-        alive for as long as this child lives."""
+        alive for as long as this child lives. And of the lanes, so that a call in progress here cannot answer for the
+        parent: it fails at the next look at them."""
+        self.is_parents = True
         if not self._reaped:  # else the number may be somebody else's by now
             with contextlib.suppress(OSError):
                 self._lifeline.close()
         for sock in self._sockets():
             sock.close()
+        for one in self.connections:
+            if one.lane is not None:
+                one.lane.close()
 
     def close(self) -> None:
         """Let go of the connections. Waits for nobody: perhaps the warden waits for this very thread to begin, which
