@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import time
@@ -96,6 +98,33 @@ def test_an_interpreter_that_is_none() -> None:
         with pytest.raises(atoll.AtollError) as caught:
             atoll.function(environment=python)(lambda: 1)()
         assert python in str(caught.value)
+
+
+def test_ended_workers_leave_nothing_to_the_garbage_collector(write: Write) -> None:
+    """Programs with many objects switch it off: descriptors and lanes must not add up in them."""
+
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text()
+        return len(os.listdir("/proc/self/fd")), maps.count("memfd:atoll-lane")
+
+    never = atoll.Service(write("never.py", "raise ValueError"))
+    with atoll.Service(write("mortal.py", SERVICE)) as service:
+        service.whoami()
+        gc.collect()
+        gc.disable()
+        try:
+            before = held()
+            for _ in range(3):
+                with contextlib.suppress(atoll.WorkerDied):
+                    service.function("die")("exit")
+                service.whoami()
+                with contextlib.suppress(atoll.WorkerStartError):
+                    never.start()
+            # Not pytest.raises above: it keeps what was raised in a circle.
+            until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
+        finally:
+            gc.enable()
+            never.close()
 
 
 def test_death_while_nobody_calls_is_noticed_and_replaced() -> None:

@@ -164,6 +164,7 @@ class Worker:
             self._greet(plan, deadline)
         except BaseException:
             self.kill()
+            process.unmap()
             raise
         mover = Mover(process.python_pid)
         for channel in self.channels:
@@ -474,6 +475,8 @@ class Worker:
         process = self.process
         if process is not None:
             process.close()
+            if len(self.spare) >= len(self.channels):  # else somebody is still in a call
+                process.unmap()
         self.lending.clear()
 
 

@@ -221,6 +221,11 @@ class WorkerProcess:
                 self._lifeline.close()
         for sock in self._sockets():
             sock.close()
+        self.unmap()
+
+    def unmap(self) -> None:
+        """Let go of the lanes, which nobody may be looking at. Not left to the garbage collector: some programs
+        switch it off."""
         for one in self.connections:
             if one.lane is not None:
                 one.lane.close()
