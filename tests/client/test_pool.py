@@ -82,7 +82,7 @@ def test_status(gates: Gates) -> None:
         queued = service.function("whoami").submit()
         direct = Callers(1, service.whoami)
         with direct:
-            until(lambda: service.status().queue == 1)
+            until(lambda: service.status().queue == 2)
             status = service.status()
             gates.open()
         assert (status.service, status.state, status.in_flight, status.restarts) == ("gated", "running", 2, 0)
@@ -94,7 +94,7 @@ def test_status(gates: Gates) -> None:
             assert worker.cpu > 0
             assert worker.age > 0
         text = str(status)
-        assert text.startswith("gated: running, 2 workers, 2 calls in flight, 1 waiting, 0 restarts\n")
+        assert text.startswith("gated: running, 2 workers, 2 calls in flight, 2 waiting, 0 restarts\n")
         assert all(f"pid {worker.pid}: ready, 1 in flight" in text for worker in status.workers)
         until(lambda: service.status().in_flight == 0)
         after = service.status()

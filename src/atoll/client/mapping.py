@@ -147,8 +147,8 @@ class Mapping:
             )
             batch.seconds = perf_counter() - began
 
-        # A few at a time, whatever max_queue says: they wait here instead of in the caller's hands.
-        self._submitter.submit(batch.call, run, bounded=False)
+        # A few at a time, whatever max_queue says: they wait there instead of in the caller's hands.
+        self._submitter.submit_batch(batch.call, run)
         return batch
 
     def _finish(self, batch: _Batch) -> list[_Batch]:

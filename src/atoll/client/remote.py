@@ -123,7 +123,8 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
         return coroutine if self._streams is False else PendingStream(coroutine)
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Call it in the background.
+        """Call it in the background. It waits for its turn in the same queue as every call, and its timeout counts from
+        when that has come.
 
         Returns:
             a ``concurrent.futures.Future`` whose ``cancel()`` also ends a call that runs.
@@ -136,7 +137,7 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
         call: Call[R] = Call()
         options = (self._options or CallOptions())._replace(cancellation=call._cancellation)
         submitter_of(self._pool).submit(
-            call, lambda: cast(R, self._call(self._name, args, kwargs, self._timeout, options))
+            call, lambda: cast(R, self._call(self._name, args, kwargs, self._timeout, options)), self._name
         )
         return call
 

@@ -8,16 +8,22 @@ import os
 import queue
 import threading
 import weakref
+from _thread import get_ident
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import CallCancelled, QueueFull
+from ..errors import CallCancelled
 from ..pool import Pool, tracing
 from ..pool.channel import nesting
+from ..pool.dispatcher import QueueIsFull
 from ..pool.endings import of_parent
 from ..pool.options import Cancellation
+from ..pool.waiting import begin_to_wait, queue_full, told_of_waiting
+
+if TYPE_CHECKING:
+    from ..pool.dispatcher import _Waiter
 
 R = TypeVar("R")
 
@@ -46,6 +52,9 @@ class Call(Future[R]):
         if self._pid != os.getpid():
             return False
         if super().cancel():
+            leave = self._cancellation.on_leave
+            if leave is not None:
+                leave()
             return True
         if self.done():
             return False
@@ -63,6 +72,8 @@ class Call(Future[R]):
             of the process that it belongs to, unless it had ended before.
         """
         self._check_process()
+        if not self.done():
+            begin_to_wait()
         try:
             return super().result(timeout)
         except CancelledError as error:
@@ -82,62 +93,169 @@ class Call(Future[R]):
         return self.done() and isinstance(self.exception(), CallCancelled)
 
 
-class Submitter:
-    """Threads that make the submitted calls of one pool, as many as it can run at a time. Daemons: a call that never
-    ends must not keep the program from ending, which a ThreadPoolExecutor's thread would.
+class _Hands:
+    """Threads that make calls, as many as can run at a time. Daemons: a call that never ends must not keep the program
+    from ending, which a ThreadPoolExecutor's thread would.
 
     Args:
-        most_threads: how many calls are made at a time.
-        most_waiting: how many may wait.
+        most_threads: how many calls can run at a time.
+        lends: these calls have their channels already: if a thread waits all the same, there is one more.
     """
 
-    def __init__(self, service: str, most_threads: Callable[[], int], most_waiting: int) -> None:
-        self._service = service
+    def __init__(self, most_threads: Callable[[], int], *, lends: bool) -> None:
         self._most_threads = most_threads
-        self._most_waiting = most_waiting
+        self._lends = lends
         self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may stop it where its own thread has the lock
         self._stopped = False
         self._threads = 0
         self._free = 0  # threads that wait for a call, less the calls that are on their way to one
+
+    def make(self, future: Future[Any], call: Callable[[], Any]) -> bool:
+        """Make the call as soon as a thread is free, and settle the future. False after ``stop``: nothing is done."""
+        with self._lock:
+            if self._stopped:
+                return False
+            if self._free <= 0 and self._threads < self._most_threads():
+                self._add()
+            self._free -= 1
+            self._queue.put((future, call))
+            return True
+
+    def _lend_one(self) -> None:
+        """One of the threads is going to wait: for a channel that was granted to a call without a thread, perhaps. It
+        makes a call again whose worker died, or is in a callback of the user's that calls. So there is one more."""
+        with self._lock:
+            if not self._stopped:
+                self._add()
+
+    def _add(self) -> None:
+        threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
+        self._threads += 1
+        self._free += 1
+
+    def stop(self) -> None:
+        """Let the threads end once the queue is empty."""
+        with self._lock:
+            self._stopped = True
+            for _ in range(self._threads):
+                self._queue.put(None)
+
+    def _run(self) -> None:
+        if self._lends:
+            told_of_waiting[get_ident()] = self._lend_one
+        try:
+            self._make_all()
+        finally:
+            told_of_waiting.pop(get_ident(), None)
+
+    def _make_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            future, call = item
+            _settle(future, call)
+            del item, future, call  # or the last result would live until the next call
+            with self._lock:
+                if self._free >= 0 and self._threads > self._most_threads() and not self._stopped:
+                    self._threads -= 1
+                    return
+                self._free += 1
+
+
+class Submitter:
+    """Makes the calls of one pool in the background.
+
+    A submitted call stands in the pool's queue in a place of its own, beside those who wait themselves, and gets a
+    thread when its turn has come. The batches of ``map`` wait here instead, a few of each, and their threads stand in
+    the queue: ``max_queue`` is not for them.
+
+    Args:
+        pool: whose calls; kept alive by calls that wait, and by nothing else here.
+        service: its name.
+        most_threads: how many calls can run at a time.
+    """
+
+    def __init__(self, pool: weakref.ref[Pool], service: str, most_threads: Callable[[], int]) -> None:
+        self._pool = pool
+        self._service = service
+        self._most_threads = most_threads
+        self._hands = _Hands(most_threads, lends=True)
+        self._mapping = _Hands(most_threads, lends=False)
+        self._waiting: dict[Call[Any], Callable[[], Any]] = {}  # what stands in the queue
         self.pid = os.getpid()
 
-    def submit(self, future: Future[R], call: Callable[[], R], *, bounded: bool = True) -> None:
+    def submit(self, future: Call[R], call: Callable[[], R], function: str) -> None:
         """Make the call when its turn has come, and settle the future.
-
-        Args:
-            bounded: refuse it if too many wait.
 
         The call belongs to the trace that is current here.
 
         Raises:
             QueueFull: as many wait as may.
         """
-        if nesting.get() is not None:
-            # In a callback, which may wait for it: perhaps on the only thread that makes calls, for the only worker.
-            context = contextvars.copy_context()
-            threading.Thread(
-                target=_settle, args=(future, partial(context.run, call)), name="atoll-submit", daemon=True
-            ).start()
+        if self._is_nested(future, call):
             return
-        if tracing.may_trace():  # with the trace of whoever submits it
-            call = partial(contextvars.copy_context().run, call)
-        with self._lock:
-            stopped = self._stopped
-            if not stopped:
-                if self._free <= 0 and self._threads < self._most_threads():
-                    threading.Thread(target=self._run, name="atoll-submit", daemon=True).start()
-                    self._threads += 1
-                    self._free += 1
-                elif bounded and self._free <= 0 and self._queue.qsize() >= self._most_waiting:
-                    raise QueueFull(
-                        f"{self._queue.qsize()} calls of {self._service!r} wait already, and "
-                        f"max_queue={self._most_waiting} allows no more"
-                    )
-                self._free -= 1
-                self._queue.put((future, call))
-        if stopped:
-            _settle(future, call)  # at once: it says that its service is closed
+        pool = self._pool()
+        assert pool is not None  # somebody is calling it
+        is_refused = pool.closed or pool.supervisor.refusal() is not None
+        if is_refused:
+            self._make(self._hands, future, call)  # to be refused as every other
+            return
+        cancellation = future._cancellation
+        self._waiting[future] = _with_trace(call)
+
+        def turn_has_come(place: _Waiter) -> None:
+            call = self._waiting.pop(future, None)
+            if call is None:
+                return  # it was cancelled
+            cancellation.place = place
+            self._make(self._hands, future, call, isinstance(place.outcome, BaseException))
+
+        dispatcher = pool.dispatcher
+        try:
+            place = dispatcher.reserve(turn_has_come, self, self._most_threads())
+        except QueueIsFull:
+            self._waiting.pop(future, None)
+            raise queue_full(pool, function) from None
+
+        def leave() -> None:
+            self._waiting.pop(future, None)
+            dispatcher.give_up(place)
+
+        cancellation.on_leave = leave
+        if pool.closed and self._waiting.pop(future, None) is not None:  # while this was going on
+            dispatcher.give_up(place)
+            self._make(self._hands, future, call)
+
+    def submit_batch(self, future: Call[R], call: Callable[[], R]) -> None:
+        """As ``submit``, for a batch of ``map``, which is never refused."""
+        self.check_process()
+        if not self._is_nested(future, call):
+            self._make(self._mapping, future, _with_trace(call))
+
+    @staticmethod
+    def _is_nested(future: Call[R], call: Callable[[], R]) -> bool:
+        """Whether this is within a callback, which may wait for the call: perhaps on the only thread that makes calls,
+        for the only worker. Then it is on its way, on a thread of its own."""
+        if nesting.get() is None:
+            return False
+        context = contextvars.copy_context()
+        threading.Thread(
+            target=_settle, args=(future, partial(context.run, call)), name="atoll-submit", daemon=True
+        ).start()
+        return True
+
+    @staticmethod
+    def _make(hands: _Hands, future: Call[R], call: Callable[[], R], is_refused: bool = True) -> None:
+        try:
+            if hands.make(future, call):
+                return
+            if not is_refused:  # its turn came while the pool is being closed
+                threading.Thread(target=_settle, args=(future, call), name="atoll-submit", daemon=True).start()
+                return
+        except RuntimeError as error:  # there can be no thread
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+            raise
+        _settle(future, call)  # at once: it says that its service is closed
 
     def check_process(self) -> None:
         """Raises:
@@ -147,20 +265,15 @@ class Submitter:
             raise of_parent(f"the map of {self._service!r}", self.pid)
 
     def stop(self) -> None:
-        """Let the threads end once the queue is empty."""
+        """Let the threads end once there is nothing for them to do."""
         if self.pid == os.getpid():  # a forked child has no such threads
-            with self._lock:
-                self._stopped = True
-                for _ in range(self._threads):
-                    self._queue.put(None)
+            self._hands.stop()
+            self._mapping.stop()
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            future, call = item
-            _settle(future, call)
-            del item, future, call  # or the last result would live until the next call
-            with self._lock:
-                self._free += 1
+
+def _with_trace(call: Callable[[], R]) -> Callable[[], R]:
+    """The call with the trace of whoever submits it."""
+    return partial(contextvars.copy_context().run, call) if tracing.may_trace() else call
 
 
 def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
@@ -187,7 +300,7 @@ def submitter_of(pool: Pool) -> Submitter:
                 workers = 0 if living is None else living.most_workers
                 return max(workers, settings.workers) * settings.concurrency
 
-            submitter = _submitters[pool] = Submitter(pool.service, most_threads, settings.max_queue)
+            submitter = _submitters[pool] = Submitter(reference, pool.service, most_threads)
             weakref.finalize(pool, submitter.stop)
             pool.at_close(submitter.stop)
         return submitter
@@ -196,6 +309,7 @@ def submitter_of(pool: Pool) -> Submitter:
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()
+    told_of_waiting.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -49,11 +49,11 @@ class _Waiter:
 
     __slots__ = ("abandoned", "lock", "outcome", "owner", "ticket", "wake", "worker")
 
-    def __init__(self, wake: Callable[[], object], owner: object, worker: Worker | None, ticket: int) -> None:
+    def __init__(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> None:
         self.wake = wake
         self.owner = owner
         self.worker = worker
-        self.ticket = ticket
+        self.ticket = -1  # until it joins
         self.outcome: Channel | BaseException | None = None
         self.abandoned = False
         self.lock = threading.Lock()
@@ -82,6 +82,10 @@ class _Waiter:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+
+def _nobody() -> None:
+    """Nobody is to be woken."""
 
 
 class Dispatcher:
@@ -217,7 +221,7 @@ class Dispatcher:
         """
         turn = threading.Lock()
         turn.acquire()
-        waiter = self._join(turn.release, None, worker)
+        waiter = self._join(_Waiter(turn.release, None, worker))
         try:
             while True:
                 left = self._left(entered, timeout)
@@ -229,7 +233,7 @@ class Dispatcher:
                 if check is not None:
                     check()
         except BaseException:  # KeyboardInterrupt, above all
-            self._give_up(waiter)
+            self.give_up(waiter)
             raise
         return self._too_late(waiter)
 
@@ -245,7 +249,7 @@ class Dispatcher:
             if not turn.done():
                 turn.set_result(None)
 
-        waiter = self._join(lambda: loop.call_soon_threadsafe(finish), loop, worker)
+        waiter = self._join(_Waiter(lambda: loop.call_soon_threadsafe(finish), loop, worker))
         try:
             while True:
                 left = self._left(entered, timeout)
@@ -255,19 +259,46 @@ class Dispatcher:
                 if left is not None and left <= 0:
                     break
         except BaseException:
-            self._give_up(waiter)
+            self.give_up(waiter)
             raise
         return self._too_late(waiter)
 
-    def _join(self, wake: Callable[[], object], owner: object, worker: Worker | None) -> _Waiter:
+    def reserve(self, wake: Callable[[_Waiter], object], owner: object, starting: int) -> _Waiter:
+        """A place in the queue that no thread stands in, to be claimed once ``wake`` was called.
+
+        Args:
+            wake: called with the place on any thread, perhaps before this returns.
+            owner: what has the channel from then on until it is claimed.
+            starting: while there is no worker, so many more may wait: they will be served as soon as there are.
+
+        Raises:
+            QueueIsFull: as it says.
+        """
+        place = _Waiter(lambda: wake(place), owner, None)
+        return self._join(place, starting)
+
+    def claim(self, place: _Waiter) -> Channel:
+        """What a place was granted.
+
+        Raises:
+            WaitedTooLong: it was given up before.
+            AtollError: no worker can be had; see ``fail_waiting``.
+        """
+        place.wake = _nobody  # or it would be in a circle with itself
+        channel = self._too_late(place)
+        channel.owner = None
+        return channel
+
+    def _join(self, waiter: _Waiter, starting: int = 0) -> _Waiter:
+        worker = waiter.worker
         with self._lock:
-            waiter = _Waiter(wake, owner, worker, next(self._tickets))
-            if worker is None and self._is_full():
+            waiter.ticket = next(self._tickets)
+            if worker is None and self._is_full(starting):
                 # There may be one all the same, if those who wait need other workers.
                 channel = None if None in self._lines else self._find(None)
                 if channel is None:
                     raise QueueIsFull
-                channel.owner = owner
+                channel.owner = waiter.owner
                 waiter.grant(channel)
                 return waiter
             self.queue.append(waiter)
@@ -279,9 +310,9 @@ class Dispatcher:
             self._wanted()
         return waiter
 
-    def _is_full(self) -> bool:
+    def _is_full(self, starting: int) -> bool:
         # While there is no worker, one is let in: otherwise none would ever be wanted.
-        most = self._most_waiting if self.serving_since is not None else max(1, self._most_waiting)
+        most = self._most_waiting if self.serving_since is not None else max(1, self._most_waiting + starting)
         return len(self._lines.get(None, ())) >= most
 
     def _leave(self, waiter: _Waiter) -> None:
@@ -303,7 +334,9 @@ class Dispatcher:
             return None
         return max(entered, since) + timeout - time.monotonic()
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def give_up(self, waiter: _Waiter) -> None:
+        """It does not want its turn any more. Idempotent."""
+        waiter.wake = _nobody
         channel = waiter.abandon()
         if channel is not None:
             self.give(channel)

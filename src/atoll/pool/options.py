@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from ..errors import CallCancelled
     from .channel import Channel
+    from .dispatcher import _Waiter
     from .escalation import Escalation
 
 
@@ -32,10 +33,14 @@ class Cancellation:
 
     Attributes:
         requested: the call is to end.
+        place: the one in the dispatcher's queue that was reserved for the call, until it is claimed.
+        on_leave: called when the call was given up before it began.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.place: _Waiter | None = None
+        self.on_leave: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._call_id = 0

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
+from _thread import get_ident
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from atoll_worker import wire
@@ -37,9 +39,21 @@ LOST_AFTER = 60.0
 holders: set[CodeType] = set()
 
 
+# By thread: what is to be told when it begins to wait. A granted channel may depend on that thread.
+told_of_waiting: dict[int, Callable[[], None]] = {}
+
+
+def begin_to_wait() -> None:
+    """This thread is going to wait for a call."""
+    tell = told_of_waiting.get(get_ident())
+    if tell is not None:
+        tell()
+
+
 def enter(pool: Pool, function: str, began: float, timeout: float | None, worker: Worker | None) -> Channel:
     """Wait for a channel."""
     _check_enter(pool, worker)
+    begin_to_wait()
     unmoved: dict[Channel, tuple[float, int]] = {}
     try:
         while True:
@@ -49,7 +63,7 @@ def enter(pool: Pool, function: str, began: float, timeout: float | None, worker
             channel.retired = True
             pool.dispatcher.give(channel)
     except QueueIsFull:
-        raise _queue_full(pool, function) from None
+        raise queue_full(pool, function) from None
     except WaitedTooLong:
         raise _queued_too_long(pool, function, timeout) from None
 
@@ -64,6 +78,18 @@ def _check_enter(pool: Pool, worker: Worker | None) -> None:
 
 def take(pool: Pool, attempt: Attempt) -> Channel:
     nest = attempt.nest
+    cancellation = None if attempt.options is None else attempt.options.cancellation
+    if cancellation is not None and cancellation.place is not None:
+        place, cancellation.place = cancellation.place, None
+        try:
+            channel = pool.dispatcher.claim(place)
+        except WaitedTooLong:  # it was given up in this very moment
+            pass
+        else:
+            if not channel.worker.process.has_exited:  # type: ignore[union-attr]
+                return channel
+            channel.retired = True
+            pool.dispatcher.give(channel)
     if (nest is None or attempt.is_background) and attempt.worker is None and not pool.dispatcher.queue:
         try:
             channel = pool.dispatcher.take()
@@ -120,7 +146,7 @@ async def take_async(pool: Pool, attempt: Attempt) -> Channel:
             channel.retired = True
             dispatcher.give(channel)
     except QueueIsFull:
-        raise _queue_full(pool, attempt.function) from None
+        raise queue_full(pool, attempt.function) from None
     except WaitedTooLong:
         raise _queued_too_long(pool, attempt.function, attempt.timeout) from None
 
@@ -173,7 +199,8 @@ def _queued_too_long(pool: Pool, function: str, timeout: float | None) -> CallTi
     )
 
 
-def _queue_full(pool: Pool, function: str) -> QueueFull:
+def queue_full(pool: Pool, function: str) -> QueueFull:
+    """What who finds the queue full is told."""
     return QueueFull(
         f"{pool.service}.{function} was not queued: {pool.dispatcher.waiting} calls wait for a worker already, "
         f"and max_queue={pool.settings.max_queue} allows no more"
