@@ -102,7 +102,7 @@ class Supervisor:
         self._timer: float | None = None
         self._was_ready = False  # some worker was, with the present plan
         self._last_error: BaseException | None = None  # of a start that left nobody to call
-        self._minimum = settings.workers
+        self._minimum = self._maximum = settings.workers
         self._one_wanted = False  # by somebody who does not stand in the queue
         self._failed_starts = 0
         self._failures = 0  # how many of those there were
@@ -127,6 +127,8 @@ class Supervisor:
 
     def wanted(self) -> None:
         """Somebody waits for a worker, or wants one to be ready."""
+        if len(self._dispatcher.workers) >= self._maximum:
+            return  # there are as many as there may be: the policy would say so too
         if not self._asked:
             self._asked = True
             self._post(Supervisor._hear_wanted)
@@ -171,7 +173,7 @@ class Supervisor:
         if not 0 <= minimum <= maximum or maximum < 1:
             raise ValueError(f"scale(min={minimum!r}, max={maximum!r}): expected 0 <= min <= max, and max at least 1")
 
-        self._minimum = minimum
+        self._minimum, self._maximum = minimum, maximum
 
         def scale(self: Supervisor) -> None:
             if idle_timeout is not None:
