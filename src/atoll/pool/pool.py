@@ -12,7 +12,6 @@ ending a call that takes too long (``escalation``).
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -660,6 +659,8 @@ def _after_fork() -> None:
     # The workers are the parent's. What this child calls starts workers of its own.
     for pool in list(_pools):
         if pool._supervisor is not None and pool.dispatcher.workers:
+            import logging
+
             logging.getLogger("atoll.pool").info(
                 "%s: this process was forked (pid %d) and begins with a pool of its own, without workers",
                 pool.service,

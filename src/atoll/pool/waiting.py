@@ -18,7 +18,6 @@ from atoll_worker import wire
 
 from ..errors import AtollError, CallTimeout, QueueFull
 from .dispatcher import QueueIsFull, WaitedTooLong
-from .lifecycle import Cause
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -189,6 +188,8 @@ def _check_turn(pool: Pool, unmoved: dict[Channel, tuple[float, int]]) -> None:
         if calls != channel.calls:
             unmoved[channel] = now, channel.calls
         elif now - since > LOST_AFTER:
+            from .lifecycle import Cause
+
             channel.worker.end(Cause.CANCELLED, "one of its connections was taken, and never used")
 
 
