@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
 from _thread import RLock, allocate_lock, get_ident
+from collections import deque
 
 from . import wire
 from .connection import ConnectionClosed

@@ -7,8 +7,8 @@ somebody is sending just now: perhaps the very thread that the finalizer runs on
 
 from __future__ import annotations
 
-from collections import deque
 from _thread import allocate_lock
+from collections import deque
 
 from . import wire
 
