@@ -78,16 +78,22 @@ def test_a_worker_without_a_file_left(oracle: Oracle) -> None:
 def few_files() -> Iterator[Callable[[int], None]]:
     """Lets this process have so many more files open than it has now."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    holes: list[int] = []
 
     def limit(more: int) -> None:
         highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        while (number := os.open(os.devnull, os.O_RDONLY)) < highest:
+            holes.append(number)
+        os.close(number)
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + more, before[1]))
 
     yield limit
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for number in holes:
+        os.close(number)
 
 
-@pytest.mark.parametrize("more", range(12))
+@pytest.mark.parametrize("more", range(16))
 def test_a_host_without_a_file_left(oracle: Oracle, few_files: Callable[[int], None], more: int) -> None:
     """A worker that it has answers; one that it cannot start is refused, and nothing of the attempt is left."""
     service = oracle(workers=1, **TIRELESS)

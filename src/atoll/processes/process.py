@@ -276,11 +276,8 @@ class Ends:
         self.worker_control = worker_control.fileno()
         self.lifeline = Lifeline(*os.pipe())
         ours.callback(self.lifeline.close)
-        (self.out, self.worker_out), (self.err, self.worker_err) = [os.pipe() for _ in range(2)]
-        for fd in (self.out, self.err):
-            ours.callback(os.close, fd)
-        for fd in (self.worker_out, self.worker_err):
-            theirs.callback(os.close, fd)
+        self.out, self.worker_out = self._pipe(ours, theirs)
+        self.err, self.worker_err = self._pipe(ours, theirs)
         self.data: list[DataConnection] = []
         self.worker_data: list[tuple[int, int]] = []
         for _ in range(connections):
@@ -294,6 +291,13 @@ class Ends:
                 lane = Lane(lane_fd, is_host=True)
             self.data.append(DataConnection(sock, lane))
             self.worker_data.append((worker_sock.fileno(), lane_fd))
+
+    @staticmethod
+    def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+        read, write = os.pipe()
+        ours.callback(os.close, read)
+        theirs.callback(os.close, write)
+        return read, write
 
     @property
     def passed(self) -> list[int]:

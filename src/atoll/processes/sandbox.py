@@ -151,7 +151,12 @@ class Gate:
 
     def __init__(self) -> None:
         self._info, info = os.pipe()
-        block, self._block = os.pipe()
+        try:
+            block, self._block = os.pipe()
+        except OSError:
+            os.close(self._info)
+            os.close(info)
+            raise
         self.passed = [info, block]
 
     def options(self) -> list[str]:
