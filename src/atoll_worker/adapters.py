@@ -10,15 +10,12 @@ An adapter is found by the name of the type, so that no module is imported for a
 
 from __future__ import annotations
 
-import sys
-from _pickle import PickleBuffer
-
 from .errors import DecodeError
 from .registry import CUSTOM, DATACLASS, ENUM, NAMEDTUPLE, Registered, by_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
     Reduced = Tuple[Callable[..., Any], Tuple[Any, ...]]
     Reducer = Callable[[Any], Reduced]
@@ -201,101 +198,6 @@ def _reduce_pure_windows_path(value: Any) -> Reduced:
     return restore_path, ("windows", str(value))
 
 
-# -- numpy ---------------------------------------------------------------------------------------------------------
-
-
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError as error:
-        raise DecodeError(
-            "a numpy array came, but numpy cannot be imported by "
-            f"{sys.executable} ({error}); add numpy to the dependencies of this side"
-        ) from None
-    return numpy
-
-
-def _spell_dtype(dtype: Any, owner: object) -> Any:
-    """A dtype in words that every numpy understands: a string, or (names, formats, offsets, itemsize)."""
-    if dtype.names is not None:
-        fields = [dtype.fields[name] for name in dtype.names]
-        formats = [_spell_dtype(field[0], owner) for field in fields]
-        return (list(dtype.names), formats, [field[1] for field in fields], dtype.itemsize)
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return ("subarray", _spell_dtype(base, owner), shape)
-    if dtype.hasobject or dtype.kind not in "biufcSUVMm" or (dtype.kind == "V" and dtype.type.__name__ != "void"):
-        raise Unsupported(owner, f"of dtype {dtype}")
-    return dtype.str
-
-
-def _read_dtype(numpy: Any, spelled: Any) -> Any:
-    if isinstance(spelled, str):
-        return numpy.dtype(spelled)
-    if len(spelled) == 3:
-        return numpy.dtype((_read_dtype(numpy, spelled[1]), tuple(spelled[2])))
-    names, formats, offsets, itemsize = spelled
-    formats = [_read_dtype(numpy, one) for one in formats]
-    return numpy.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
-
-
-def _reduce_ndarray(value: Any) -> Reduced:
-    if value.dtype.kind == "O":
-        return restore_object_ndarray, (value.shape, value.ravel().tolist())
-    spelled = _spell_dtype(value.dtype, value)
-    if value.dtype.itemsize == 0:
-        raise Unsupported(value, f"of dtype {value.dtype}, whose items have no bytes")
-    order = "C"
-    flat = value
-    if value.flags.f_contiguous and not value.flags.c_contiguous:
-        order = "F"
-        flat = value.T
-    elif not value.flags.c_contiguous:
-        flat = value.copy(order="C")
-    # As bytes, because not every dtype (datetime64) offers the buffer protocol itself.
-    return restore_ndarray, (spelled, value.shape, order, PickleBuffer(flat.reshape(-1).view("u1")))
-
-
-def restore_ndarray(spelled: Any, shape: Tuple[int, ...], order: str, buffer: Any) -> Any:
-    numpy = _numpy()
-    dtype = _read_dtype(numpy, spelled)
-    if dtype.hasobject or dtype.itemsize == 0:
-        raise DecodeError(f"bytes cannot be read as items of dtype {dtype}")
-    count = 1
-    for length in shape:
-        if length < 0:
-            raise DecodeError(f"an array of shape {shape}")
-        count *= length
-    size = memoryview(buffer).nbytes
-    if count * dtype.itemsize != size:
-        raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {size} bytes")
-    array = numpy.frombuffer(buffer, dtype, count) if size else numpy.empty(count, dtype)
-    if not array.flags.writeable:
-        array = array.copy()  # by value means one's own
-    return array.reshape(shape, order=order)
-
-
-def restore_object_ndarray(shape: Tuple[int, ...], items: List[Any]) -> Any:
-    numpy = _numpy()
-    array = numpy.empty(len(items), dtype=object)
-    for index, item in enumerate(items):
-        array[index] = item
-    return array.reshape(shape)
-
-
-def _reduce_numpy_scalar(value: Any) -> Reduced:
-    # An empty string has no bytes by its dtype, yet some when asked for them.
-    return restore_numpy_scalar, (_spell_dtype(value.dtype, value), value.tobytes()[: value.dtype.itemsize])
-
-
-def restore_numpy_scalar(spelled: Any, data: bytes) -> Any:
-    numpy = _numpy()
-    dtype = _read_dtype(numpy, spelled)
-    if dtype.hasobject or dtype.itemsize != len(data):
-        raise DecodeError(f"{len(data)} bytes are no scalar of dtype {dtype}")
-    return numpy.frombuffer(data, dtype)[0] if data else dtype.type()
-
-
 # -- registered classes --------------------------------------------------------------------------------------------
 
 
@@ -377,9 +279,8 @@ RESTORERS: Dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         restore_builtin, restore_date, restore_time, restore_datetime, restore_timedelta, restore_timezone,
-        restore_zoneinfo, restore_decimal, restore_fraction, restore_uuid, restore_path, restore_ndarray,
-        restore_object_ndarray, restore_numpy_scalar, restore_registered, restore_lent, restore_own,
-        restore_returned,
+        restore_zoneinfo, restore_decimal, restore_fraction, restore_uuid, restore_path, restore_registered,
+        restore_lent, restore_own, restore_returned,
     )
 }  # fmt: skip
 
@@ -401,17 +302,13 @@ _BY_NAME: Dict[Tuple[str, str], Reducer] = {
     ("pathlib", "WindowsPath"): _reduce_path,
     ("pathlib", "PurePosixPath"): _reduce_pure_posix_path,
     ("pathlib", "PureWindowsPath"): _reduce_pure_windows_path,
-    ("numpy", "ndarray"): _reduce_ndarray,
-    ("numpy", "memmap"): _reduce_ndarray,
 }
-# The same types where another version of Python, or of numpy, keeps them.
+# The same types where another version of Python keeps them.
 _MOVED = {
     "pathlib._local": "pathlib",  # 3.13
     "pathlib._abc": "pathlib",
     "zoneinfo._zoneinfo": "zoneinfo",
     "_pydatetime": "datetime",
-    "numpy.core.memmap": "numpy",
-    "numpy._core.memmap": "numpy",
 }
 
 _found: Dict[type, Reducer] = {}
@@ -427,10 +324,6 @@ def reducer_of(cls: type) -> Optional[Reducer]:
     if reducer is None:
         module = _MOVED.get(cls.__module__, cls.__module__)
         reducer = _BY_NAME.get((module, cls.__qualname__))
-        if reducer is None and module == "numpy":
-            numpy = sys.modules.get("numpy")
-            if numpy is not None and issubclass(cls, numpy.generic):
-                reducer = _reduce_numpy_scalar
         if reducer is not None:
             _found[cls] = reducer
     return reducer

@@ -18,18 +18,19 @@ JSON is the other codec, for callers in other languages; it carries what JSON ca
 
 from __future__ import annotations
 
-from _pickle import Pickler, Unpickler, UnpicklingError
+from _pickle import PickleBuffer, Pickler, Unpickler, UnpicklingError
 from _pickle import loads as _loads
 from io import BytesIO
 
-from . import adapters
-from .adapters import RESTORERS, Unsupported, build_registered, children, reducer_of
+from . import adapters, arrays
+from .adapters import Unsupported, build_registered, children, reducer_of
+from .arrays import Carrier, array_reducer_of
 from .errors import DecodeError, EncodeError
 from .registry import by_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, NoReturn, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
     from .references import Lending
     from .wire import Bytes
@@ -38,11 +39,19 @@ if TYPE_CHECKING:
 INLINE_BUFFER = 8192
 
 _STACK_GLOBAL = b"\x93"
-_RESTORER_FUNCTIONS = frozenset(RESTORERS.values())
+# All that a data pickle may call.
+_RESTORERS = {
+    (module.__name__, name): restorer for module in (adapters, arrays) for name, restorer in module.RESTORERS.items()
+}
+_RESTORER_FUNCTIONS = frozenset(_RESTORERS.values())
+_ARRAYS = arrays.__name__
 _Function = type(children)
+# Stands in a data pickle for bytes that a carrier has taken.
+_STORED = PickleBuffer(bytearray(1))
 
 
 class _DataPickler(Pickler):
+    carrier: Carrier
     lending: Optional[Lending] = None
     lends_callables = False
     lent: List[int]
@@ -53,17 +62,20 @@ class _DataPickler(Pickler):
         reducer = reducer_of(cls)
         if reducer is not None:
             return reducer(value)
+        array_reducer = array_reducer_of(cls)
+        if array_reducer is not None:
+            return array_reducer(value, self.carrier)
         if cls is _Function and value in _RESTORER_FUNCTIONS:
             return NotImplemented  # by its name, as pickle does it
         lending = self.lending
         if lending is not None:
             reference = lending.reduce(value, self.lends_callables, self.lent)
             if reference is not None:
-                return RESTORERS[reference[0]], reference[1]
+                return adapters.RESTORERS[reference[0]], reference[1]
         raise Unsupported(value)
 
 
-class Encoder:
+class Encoder(Carrier):
     """Values -> bytes. Reused from call to call, because setting one up costs more than a small value; so it is
     for one thread at a time.
 
@@ -74,17 +86,20 @@ class Encoder:
         lends_callables: lend callables too, as in arguments; else only iterators and what ``ref`` was called on.
     """
 
+    inline = INLINE_BUFFER
+
     def __init__(self, lending: Optional[Lending] = None) -> None:
         self._lending = lending
         self.lends_callables = False
         self._lent: List[Any] = []
         self._chunks: List[bytes] = []
-        self._buffers: List[memoryview] = []
+        self._buffers: List[Any] = []
         self.has_buffers = self._buffers  # true while there are some
         self._reset()
 
     def _reset(self) -> None:
         self._pickler = _DataPickler(_Sink(self._chunks), 5, buffer_callback=self._take_buffer)
+        self._pickler.carrier = self
         self._pickler.lending = self._lending
         self._pickler.lends_callables = self.lends_callables
         self._pickler.lent = self._lent
@@ -92,11 +107,31 @@ class Encoder:
         self._clear = self._pickler.clear_memo
 
     def _take_buffer(self, buffer: Any) -> bool:
+        if buffer is _STORED:
+            return False
         view = buffer.raw()
-        if view.nbytes < INLINE_BUFFER:
+        if view.nbytes < self.inline:
             return True
         self._buffers.append(view)
         return False
+
+    def find(self, address: int, nbytes: int) -> Any:
+        return None
+
+    def store(
+        self,
+        nbytes: int,
+        fill: Callable[[memoryview], object],
+        address: int = 0,
+        raw: Optional[Callable[[], Any]] = None,
+    ) -> Any:
+        if raw is not None:
+            self._buffers.append(memoryview(raw()))
+        else:
+            memory = memoryview(bytearray(nbytes))
+            fill(memory)
+            self._buffers.append(memory)
+        return _STORED
 
     def encode(self, value: Any) -> bytes:
         """The payload of a value. Its large buffers, in order, are in ``take_buffers()``.
@@ -159,8 +194,11 @@ class _Missing:
 class _DataUnpickler(Unpickler):
     missing: Optional[List[_Missing]] = None
     lending: Optional[Lending] = None
+    arrays: Dict[str, Callable[..., Any]]
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == _ARRAYS and name in self.arrays:
+            return self.arrays[name]
         if module == adapters.__name__:
             if name == "restore_registered":
                 return self._restore_registered
@@ -171,9 +209,9 @@ class _DataUnpickler(Unpickler):
                     return self.lending.own
                 if name == "restore_returned":
                     return self.lending.returned
-            restorer = RESTORERS.get(name)
-            if restorer is not None:
-                return restorer
+        restorer = _RESTORERS.get((module, name))
+        if restorer is not None:
+            return restorer
         raise DecodeError(f"refused to load {module}.{name}: only values cross, never code")
 
     def _restore_registered(self, name: str, parts: Any) -> Any:
@@ -197,12 +235,14 @@ class Decoder:
         checked: check every opcode first (``guard``), as the host does with what workers send.
         side: what to call this side in messages.
         lending: knows what references mean; without it they are refused.
+        read_only: arrays may not be written to, where their library knows of that.
     """
 
-    def __init__(self, checked: bool, side: str, lending: Optional[Lending] = None) -> None:
+    def __init__(self, checked: bool, side: str, lending: Optional[Lending] = None, read_only: bool = False) -> None:
         self._side = side
         self._lending = lending
         self._is_plain: Optional[Callable[[Bytes], object]] = None
+        self._arrays = arrays.READ_ONLY if read_only else arrays.OWN
         if checked:
             from .guard import check, is_plain
 
@@ -232,6 +272,7 @@ class Decoder:
                 self._check(payload)
             unpickler = _DataUnpickler(BytesIO(payload), buffers=buffers)
             unpickler.lending = self._lending
+            unpickler.arrays = self._arrays
             value = unpickler.load()
             if unpickler.missing is not None:
                 self._refuse_missing(value, unpickler.missing[0], labels)

@@ -117,7 +117,7 @@ def test_arrays_of_every_dtype() -> None:
         assert came.dtype == array.dtype
         assert came.shape == (2, 3)
         assert came.tobytes() == array.tobytes()
-        assert came.flags.writeable
+        assert not came.flags.writeable
 
 
 def test_arrays_of_every_shape() -> None:
@@ -315,6 +315,16 @@ def test_results_are_the_callers_own() -> None:
     assert second[1]["a"] == bytearray(b"x")
     array = np.zeros(100_000)
     came = function(array)
-    came[0] = 1
+    assert not numpy_can_write(came)
+    own = came.copy()
+    own[0] = 1
     assert array[0] == 0
     assert function(array)[0] == 0
+
+
+def numpy_can_write(array: Any) -> bool:
+    try:
+        array[0] = 1
+    except ValueError:
+        return False
+    return True

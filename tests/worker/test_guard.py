@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll_worker import adapters, guard
+from atoll_worker import adapters, arrays, guard
 from atoll_worker.errors import DecodeError
 from atoll_worker.values import Decoder, Encoder
 
@@ -307,8 +307,10 @@ def test_stacks_that_do_not_fit() -> None:
             checked().decode(HEAD + body)
 
 
-@pytest.mark.parametrize("name", sorted(adapters.RESTORERS))
-def test_restorers_with_senseless_arguments(name: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "name"), [(module.__name__, name) for module in (adapters, arrays) for name in sorted(module.RESTORERS)]
+)
+def test_restorers_with_senseless_arguments(module: str, name: str) -> None:
     """A restorer called with what it was not made for gives a value or DecodeError."""
     arguments = [
         b"N",
@@ -325,9 +327,7 @@ def test_restorers_with_senseless_arguments(name: str) -> None:
         for one in arguments:
             for other in arguments:
                 try:
-                    checked().decode(
-                        HEAD + call("atoll_worker.adapters", name, *([one] + [other] * count)[:count]) + b"."
-                    )
+                    checked().decode(HEAD + call(module, name, *([one] + [other] * count)[:count]) + b".")
                 except DecodeError:
                     pass
 

@@ -61,7 +61,7 @@ class Channel:
         self.connection = connection
         self.encoder = Encoder(worker.lending)
         self.encoder.for_arguments(True)
-        self.decoder = Decoder(checked=True, side="the host", lending=worker.lending)
+        self.decoder = Decoder(checked=True, side="the host", lending=worker.lending, read_only=True)
         self.retired = False
         self.owner: object = None
         self.on_progress: Callable[[float, float | None, str | None], object] | None = None
