@@ -18,7 +18,7 @@ from .errors import DecodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
     Reduced = Tuple[Callable[..., Any], Tuple[Any, ...]]
     Reducer = Callable[[Any, "Carrier"], Reduced]
@@ -212,6 +212,13 @@ _MOVED = {
     "numpy._core.memmap": "numpy",
 }
 
+# Rooms of other libraries, by library; loaded when the first of its values comes. Each has ``RESTORERS`` and, for the
+# types, ``BY_NAME``, as above.
+_ROOMS: Dict[str, str] = {"torch": "tensors"}
+_PACKAGE = __name__.rpartition(".")[0]
+
+# The restorers of the rooms loaded so far.
+room_restorers: Set[Callable[..., Any]] = set()
 _found: Dict[type, Reducer] = {}
 
 
@@ -219,12 +226,37 @@ def array_reducer_of(cls: type) -> Optional[Reducer]:
     """How arrays of this very class are taken apart, or None if it is not one of an array."""
     reducer = _found.get(cls)
     if reducer is None:
-        module = _MOVED.get(cls.__module__, cls.__module__)
-        reducer = _BY_NAME.get((module, cls.__qualname__))
-        if reducer is None and module == "numpy":
-            numpy = sys.modules.get("numpy")
-            if numpy is not None and issubclass(cls, numpy.generic):
-                reducer = _reduce_numpy_scalar
+        module = cls.__module__
+        if type(module) is not str:
+            return None
+        module = _MOVED.get(module, module)
+        place = module, cls.__qualname__
+        reducer = _BY_NAME.get(place)
+        if reducer is None:
+            room = _ROOMS.get(module.partition(".")[0])
+            if room is not None:
+                reducer = _load(room).BY_NAME.get(place)
+            elif module == "numpy":
+                numpy = sys.modules.get("numpy")
+                if numpy is not None and issubclass(cls, numpy.generic):
+                    reducer = _reduce_numpy_scalar
         if reducer is not None:
             _found[cls] = reducer
     return reducer
+
+
+def room_restorer(module: str, name: str) -> Optional[Callable[..., Any]]:
+    """The restorer of that name in a room of another library, or None if there is none."""
+    package, _, room = module.rpartition(".")
+    if package != _PACKAGE or room not in _ROOMS.values():
+        return None
+    restorer: Optional[Callable[..., Any]] = _load(room).RESTORERS.get(name)
+    return restorer
+
+
+def _load(room: str) -> Any:
+    from importlib import import_module
+
+    loaded = import_module(f"{_PACKAGE}.{room}")
+    room_restorers.update(loaded.RESTORERS.values())
+    return loaded

@@ -65,7 +65,7 @@ class _DataPickler(Pickler):
         array_reducer = array_reducer_of(cls)
         if array_reducer is not None:
             return array_reducer(value, self.carrier)
-        if cls is _Function and value in _RESTORER_FUNCTIONS:
+        if cls is _Function and (value in _RESTORER_FUNCTIONS or value in arrays.room_restorers):
             return NotImplemented  # by its name, as pickle does it
         lending = self.lending
         if lending is not None:
@@ -209,7 +209,7 @@ class _DataUnpickler(Unpickler):
                     return self.lending.own
                 if name == "restore_returned":
                     return self.lending.returned
-        restorer = _RESTORERS.get((module, name))
+        restorer = _RESTORERS.get((module, name)) or arrays.room_restorer(module, name)
         if restorer is not None:
             return restorer
         raise DecodeError(f"refused to load {module}.{name}: only values cross, never code")
