@@ -58,6 +58,23 @@ class Carrier:
         raise NotImplementedError
 
 
+def library(name: str, what: str) -> Any:
+    """The library that a value which came is of.
+
+    Raises:
+        DecodeError: this side does not have it.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DecodeError(
+            f"{what} came, but {name} cannot be imported by {sys.executable} ({error}); "
+            f"add {name.partition('.')[0]} to the dependencies of this side"
+        ) from None
+
+
 # -- numpy ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,9 +229,18 @@ _MOVED = {
     "numpy._core.memmap": "numpy",
 }
 
-# Rooms of other libraries, by library; loaded when the first of its values comes. Each has ``RESTORERS`` and, for the
-# types, ``BY_NAME``, as above.
-_ROOMS: Dict[str, str] = {"torch": "tensors"}
+# Rooms of other libraries, by library or type; loaded when the first of its values comes. Each has ``RESTORERS`` and,
+# for the types, ``BY_NAME``, as above; for what has no fixed name, ``reducer_of``.
+_ROOMS: Dict[str, str] = {
+    "torch": "tensors",
+    "pyarrow": "tables",
+    "polars": "tables",
+    "pandas": "frames",
+    "PIL": "images",
+    "array": "buffers",
+    "mmap": "buffers",
+    "builtins.memoryview": "buffers",
+}
 _PACKAGE = __name__.rpartition(".")[0]
 
 # The restorers of the rooms loaded so far.
@@ -233,9 +259,12 @@ def array_reducer_of(cls: type) -> Optional[Reducer]:
         place = module, cls.__qualname__
         reducer = _BY_NAME.get(place)
         if reducer is None:
-            room = _ROOMS.get(module.partition(".")[0])
+            room = _ROOMS.get(module.partition(".")[0]) or _ROOMS.get(f"{module}.{cls.__qualname__}")
             if room is not None:
-                reducer = _load(room).BY_NAME.get(place)
+                loaded = _load(room)
+                reducer = loaded.BY_NAME.get(place)
+                if reducer is None and hasattr(loaded, "reducer_of"):
+                    reducer = loaded.reducer_of(cls)
             elif module == "numpy":
                 numpy = sys.modules.get("numpy")
                 if numpy is not None and issubclass(cls, numpy.generic):
