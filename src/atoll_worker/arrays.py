@@ -31,9 +31,11 @@ class Carrier:
 
     Attributes:
         inline: what has fewer bytes than this goes inside the payload; a reducer gives it as ``bytes``.
+        notes: what reducers remember while one value is encoded. What is in it lives until then.
     """
 
     inline = 0
+    notes: Dict[Any, Any]
 
     def find(self, address: int, nbytes: int) -> Any:
         """What stands for this memory if it lies in a segment already, and need not be copied; else None."""
@@ -54,6 +56,14 @@ class Carrier:
                 all.
             address: of the bytes, if they lie in a row: the same ones, stored again, are carried once.
             raw: gives the bytes themselves as a bytes-like object, if they lie in a row.
+        """
+        raise NotImplementedError
+
+    def again(self) -> bool:
+        """Ask for the value to be encoded once more from its start, for the sake of what was noted too late to be heeded.
+
+        Returns:
+            False if this is the second time already.
         """
         raise NotImplementedError
 

@@ -20,18 +20,21 @@ from __future__ import annotations
 
 from _pickle import PickleBuffer, Pickler, Unpickler, UnpicklingError
 from _pickle import loads as _loads
+from functools import partial
 from io import BytesIO
 
 from . import adapters, arrays
 from .adapters import Unsupported, build_registered, children, reducer_of
 from .arrays import Carrier, array_reducer_of
-from .errors import DecodeError, EncodeError
+from .errors import DecodeError, EncodeError, SegmentsExhausted
 from .registry import by_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
+    from .cargo import Cargo
+    from .loans import Loans
     from .references import Lending
     from .wire import Bytes
 
@@ -39,6 +42,12 @@ if TYPE_CHECKING:
 INLINE_BUFFER = 8192
 
 _STACK_GLOBAL = b"\x93"
+_CARGO = 0x93  # what a payload with cargo begins with
+_NEXT_BUFFER = b"\x97"
+_BYTEARRAY8 = 0x96
+# Opcodes of bytes that the pickler does not copy, and the bytes that these take with the length: BINBYTES, BINBYTES8.
+_HEADER_SIZES = {0x42: 5, 0x8E: 9, _BYTEARRAY8: 9}
+_LARGE_CHUNK = 1 << 16
 # All that a data pickle may call.
 _RESTORERS = {
     (module.__name__, name): restorer for module in (adapters, arrays) for name, restorer in module.RESTORERS.items()
@@ -81,6 +90,7 @@ class Encoder(Carrier):
 
     Args:
         lending: lends what does not cross by value; without it, that is an error.
+        loans: gives what lends segments to the other side; without it, arrays go into the frame's buffers.
 
     Attributes:
         lends_callables: lend callables too, as in arguments; else only iterators and what ``ref`` was called on.
@@ -88,12 +98,16 @@ class Encoder(Carrier):
 
     inline = INLINE_BUFFER
 
-    def __init__(self, lending: Optional[Lending] = None) -> None:
+    def __init__(
+        self, lending: Optional[Lending] = None, loans: Optional[Callable[[], Optional[Loans]]] = None
+    ) -> None:
         self._lending = lending
+        self._loans = loans
         self.lends_callables = False
         self._lent: List[Any] = []
-        self._chunks: List[bytes] = []
-        self._buffers: List[Any] = []
+        self._chunks: List[Any] = []
+        self._cargo: Optional[Cargo] = None
+        self._buffers: List[memoryview] = []
         self.has_buffers = self._buffers  # true while there are some
         self._reset()
 
@@ -106,17 +120,46 @@ class Encoder(Carrier):
         self._dump = self._pickler.dump
         self._clear = self._pickler.clear_memo
 
+    def encode(self, value: Any) -> bytes:
+        """The payload of a value. Those of its buffers that go into the frame are in ``take_buffers()``.
+
+        Raises:
+            Unsupported: some part has no place on the wire.
+            SegmentsExhausted: there is no room for its arrays.
+            RecursionError, MemoryError: too deeply nested, too large.
+        """
+        chunks = self._chunks
+        if self._lent:
+            self._lent.clear()
+        try:
+            self._dump(value)
+            if self._cargo is None and len(chunks) == 1:
+                payload: bytes = chunks[0]
+            else:
+                payload = self._load(chunks)
+        except BaseException:
+            chunks.clear()
+            self._buffers.clear()
+            self.take_back()
+            self._reset()
+            raise
+        self._clear()  # the memo would keep every part of the value alive
+        chunks.clear()
+        return payload
+
+    # -- as a carrier, while encoding ------------------------------------------------------------------------
+
     def _take_buffer(self, buffer: Any) -> bool:
         if buffer is _STORED:
             return False
         view = buffer.raw()
         if view.nbytes < self.inline:
             return True
-        self._buffers.append(view)
+        self.store(view.nbytes, lambda memory: _copy_bytes(memory, view), raw=lambda: view)
         return False
 
     def find(self, address: int, nbytes: int) -> Any:
-        return None
+        return _STORED if self._open_cargo().find(len(self._chunks), address, nbytes) else None
 
     def store(
         self,
@@ -125,54 +168,85 @@ class Encoder(Carrier):
         address: int = 0,
         raw: Optional[Callable[[], Any]] = None,
     ) -> Any:
-        if raw is not None:
-            self._buffers.append(memoryview(raw()))
-        else:
-            memory = memoryview(bytearray(nbytes))
-            fill(memory)
-            self._buffers.append(memory)
+        self._open_cargo().store(len(self._chunks), nbytes, fill, address, raw)
         return _STORED
 
-    def encode(self, value: Any) -> bytes:
-        """The payload of a value. Its large buffers, in order, are in ``take_buffers()``.
+    def _open_cargo(self) -> Cargo:
+        cargo = self._cargo
+        if cargo is None:
+            from .cargo import Cargo
 
-        Raises:
-            Unsupported: some part has no place on the wire.
-            RecursionError, MemoryError: too deeply nested, too large.
+            cargo = self._cargo = Cargo(self._loans() if self._loans is not None else None)
+        return cargo
+
+    def _load(self, chunks: List[Any]) -> bytes:
+        """The payload where there may be cargo."""
+        if self._loans is not None and len(chunks) > 1:
+            self._unload_chunks(chunks)
+        pickle: bytes = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        cargo = self._cargo
+        if cargo is None or not cargo.parts:
+            return pickle
+        table, buffers = cargo.load()
+        self._buffers.extend(buffers)
+        return table + pickle
+
+    def _unload_chunks(self, chunks: List[Any]) -> None:
+        """Large ``bytes`` and ``bytearray`` objects, which the pickler writes as they are, become cargo.
+
+        Before such a chunk it writes one that ends with the opcode for it, outside of any frame.
         """
-        chunks = self._chunks
-        try:
-            self._dump(value)
-        except BaseException:
-            chunks.clear()
-            self._buffers.clear()
-            self.take_back_lent()
-            self._reset()
-            raise
-        self._clear()  # the memo would keep every part of the value alive
-        if self._lent:
-            self._lent.clear()
-        payload = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        return payload
+        for index in range(1, len(chunks)):
+            opcode = _header_before(chunks[index], chunks[index - 1])
+            if opcode:
+                part = chunks[index]
+                self._open_cargo().insert(index, part, opcode == _BYTEARRAY8, partial(_copy_bytes, source=part))
+                chunks[index - 1] = chunks[index - 1][: -_HEADER_SIZES[opcode]] + _NEXT_BUFFER
+                chunks[index] = b""
 
     def for_arguments(self, lends_callables: bool) -> None:
         """Whether what is encoded next are arguments, in which callables are lent, or results."""
         self.lends_callables = self._pickler.lends_callables = lends_callables
 
-    def take_back_lent(self) -> None:
+    def take_back(self) -> None:
         """What the last value lent is not lent after all: it was not sent."""
         lending = self._lending
         if lending is not None:
             for number in self._lent:
                 lending.take_back(number, 1)
             self._lent.clear()
+        if self._cargo is not None:
+            self._cargo.take_back()
+            self._cargo.clear()
 
     def take_buffers(self) -> Sequence[memoryview]:
-        """The out-of-band buffers of the last encoded value; ``has_buffers`` tells cheaply whether there are any."""
+        """The frame's buffers for the last encoded value; ``has_buffers`` tells cheaply whether there are any."""
         buffers = list(self._buffers)
         self._buffers.clear()
         return buffers
+
+
+def _header_before(chunk: Any, before: bytes) -> int:
+    """The opcode that ``before`` ends with, if it is one that ``chunk`` is the data of; else 0."""
+    length = len(chunk)
+    if length < _LARGE_CHUNK:
+        return 0
+    # What comes before the header is a frame, or too small to be one.
+    start = 2 if before[:2] == b"\x80\x05" else 0
+    if before[start : start + 1] == b"\x95":
+        start += 9 + int.from_bytes(before[start + 1 : start + 9], "little")
+    for opcode, size in _HEADER_SIZES.items():
+        at = len(before) - size
+        if start <= at <= start + 4 and before[at] == opcode:
+            if int.from_bytes(before[at + 1 :], "little") == length:
+                return opcode
+    return 0
+
+
+def _copy_bytes(memory: memoryview, source: Any) -> None:
+    from .cargo import copy_bytes
+
+    copy_bytes(memory, source)
 
 
 class _Sink:
@@ -249,13 +323,20 @@ class Decoder:
             self._is_plain = is_plain
             self._check = check
 
-    def decode(self, payload: Bytes, buffers: Sequence[Bytes] = (), labels: Sequence[Tuple[str, int]] = ()) -> Any:
+    def decode(
+        self,
+        payload: Bytes,
+        buffers: Sequence[Any] = (),
+        labels: Sequence[Tuple[str, int]] = (),
+        own: bool = False,
+    ) -> Any:
         """The value of a payload.
 
         Args:
             payload: what ``Encoder.encode`` made.
-            buffers: its out-of-band buffers.
+            buffers: those of its frame.
             labels: how to name the parts of a tuple in messages, with their positions; the whole is "result".
+            own: arrays are copied, and may be written to.
 
         Raises:
             DecodeError: the bytes are no data pickle, or hold what this side does not know.
@@ -268,16 +349,20 @@ class Decoder:
                     return _loads(payload)
             elif is_plain(payload) is not None:
                 return _loads(payload)
-            else:
+            if payload and payload[0] == _CARGO:
+                from .cargo import unload
+
+                buffers, payload = unload(payload, buffers, self._loans and self._loans(), own)
+            if is_plain is not None:
                 self._check(payload)
             unpickler = _DataUnpickler(BytesIO(payload), buffers=buffers)
             unpickler.lending = self._lending
-            unpickler.arrays = self._arrays
+            unpickler.arrays = arrays.OWN if own else self._arrays
             value = unpickler.load()
             if unpickler.missing is not None:
                 self._refuse_missing(value, unpickler.missing[0], labels)
             return value
-        except (DecodeError, MemoryError):
+        except (DecodeError, MemoryError):  # SegmentsExhausted is one
             raise
         except (UnpicklingError, RecursionError) as error:
             raise DecodeError(f"not a data pickle: {error}") from None
@@ -314,7 +399,7 @@ def find_path(root: Any, target: Any, label: str) -> Optional[str]:
     return None
 
 
-def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> EncodeError:
+def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> Exception:
     """The error to raise when encoding failed; ``parts`` are the labelled values that were being encoded.
 
     It is made also where a value's own code raises at being looked at, then with fewer words.
@@ -327,8 +412,8 @@ def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) 
         return EncodeError(f"{labels} cannot be passed by value, and looking for the reason raised {name}")
 
 
-def _explain(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> EncodeError:
-    if isinstance(error, EncodeError):
+def _explain(error: BaseException, parts: Sequence[Tuple[str, Any]]) -> Exception:
+    if isinstance(error, (EncodeError, SegmentsExhausted)):
         return error
     if isinstance(error, RecursionError):
         depth, label = max(((_depth(value), label) for label, value in parts), default=(0, "the value"))
