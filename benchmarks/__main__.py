@@ -28,8 +28,9 @@ from benchmarks.pooling import measure_pool
 from benchmarks.report import PLOT_NAME, RESULTS, render
 from benchmarks.starting import BUILD
 from benchmarks.startup import measure_startup
+from benchmarks.zero_copying import REQUIREMENTS, measure_zero_copy
 
-STARTUP, POOL = "startup", "pool"
+STARTUP, POOL, ZERO_COPY = GROUPS = "startup", "pool", "zero_copy"
 STARTUP_RUNS, QUICK_STARTUP_RUNS = 40, 5
 
 
@@ -37,9 +38,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line. ``--only`` becomes a list of known names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, under a minute once installed")
-    parser.add_argument(
-        "--only", type=lambda text: text.split(","), help=f"of: {', '.join(CATALOGUE)}, {STARTUP}, {POOL}"
-    )
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"of: {', '.join((*CATALOGUE, *GROUPS))}")
     parser.add_argument(
         "--rounds", type=int, help=f"interleaved rounds (default {Effort.rounds}, quick {QUICK.rounds})"
     )
@@ -50,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="folder of the results (default: benchmarks/results; a quick or partial run keeps to the build folder)",
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.only or [] if name not in {*CATALOGUE, STARTUP, POOL}]
+    unknown = [name for name in options.only or [] if name not in {*CATALOGUE, *GROUPS}]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     if options.output is None:
@@ -90,6 +89,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         effort = replace(effort, rounds=options.rounds)
     progress("making the environment")
     wanted = [requirement for entry in entries for requirement in entry.requirements]
+    if not options.only or ZERO_COPY in options.only:
+        wanted += REQUIREMENTS
     python, missing = make_environment(BUILD / "bench-venv", wanted)
     machine = describe_machine(python)
     begin = time.monotonic()
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         results["startup"] = measure_startup(python, runs, progress)
     if not options.only or POOL in options.only:
         results["pool"] = measure_pool(python, options.quick, progress)
+    if not options.only or ZERO_COPY in options.only:
+        results["zero_copy"] = measure_zero_copy(python, options.quick, progress)
     results["seconds"] = round(time.monotonic() - begin, 1)
     results["figures"] = [{**asdict(figure), "met": figure.met} for figure in collect_figures(results)]
     write(results, options.output, python)

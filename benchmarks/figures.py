@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.figure import Figure
 from benchmarks.pool_figures import pool_figures
+from benchmarks.zero_copy_figures import zero_copy_figures
 
 MILLISECOND = 1_000_000
 
@@ -76,7 +77,8 @@ def collect_figures(results: dict[str, Any]) -> list[Figure]:
         for peer, target in AGAINST_PEERS
         if {peer, "atoll"} <= tried
     ]
-    return figures + _startup_figures(results.get("startup", {})) + pool_figures(results.get("pool", {}))
+    figures += _startup_figures(results.get("startup", {}))
+    return figures + pool_figures(results.get("pool", {})) + zero_copy_figures(results.get("zero_copy", {}))
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

@@ -25,3 +25,28 @@ def processor_nanoseconds(pid: int) -> int:
         except FileNotFoundError:
             continue  # it ended in the meantime
     return total
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is there, its own and what it shares with others."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def shared_memories(pid: int, at_least: int) -> set[int]:
+    """The nameless shared memories that a process has open or mapped, of at least so many bytes; by inode number."""
+    found = set()
+    for kind in ("fd", "map_files"):
+        folder = f"/proc/{pid}/{kind}"
+        for name in os.listdir(folder):
+            path = f"{folder}/{name}"
+            try:
+                if os.readlink(path).startswith("/memfd:"):
+                    status = os.stat(path)
+                    if status.st_size >= at_least:
+                        found.add(status.st_ino)
+            except OSError:
+                continue  # it was closed in the meantime
+    return found

@@ -7,25 +7,18 @@ What always holds: as in ``figures``; the figures of a part that failed have no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.figure import Figure
+from benchmarks.promises import Measured, Promise, figures_of, microseconds
 
 MEGABYTE = 1_000_000
 MILLISECOND = 1_000_000
 
-# A promise: its name, unit, target and whether it binds from above; and what a part measured, with its detail.
-Promise = tuple[str, str, float | None, bool, Callable[[dict[str, Any]], tuple[float, str]]]
-
-
-def _microseconds(part: dict[str, Any], name: str) -> str:
-    return f"{part[name]['p50'] / 1e3:.2f} µs (p99 {part[name]['p99'] / 1e3:.2f})"
-
 
 def _call(part: dict[str, Any]) -> tuple[float, str]:
     ratio = part["pool"]["p50"] / part["bare"]["p50"]
-    return ratio, f"{_microseconds(part, 'pool')} / {_microseconds(part, 'bare')}"
+    return ratio, f"{microseconds(part['pool'])} / {microseconds(part['bare'])}"
 
 
 def _map(part: dict[str, Any]) -> tuple[float, str]:
@@ -50,7 +43,7 @@ def _share(part: dict[str, Any]) -> tuple[float, str]:
     return part["share"]["maximum"], f"in half of the rounds at most {part['share']['p50']:.2f}"
 
 
-def _stream(name: str) -> Callable[[dict[str, Any]], tuple[float, str]]:
+def _stream(name: str) -> Measured:
     return lambda part: (part[name]["p50"], f"slowest {part[name]['minimum']:,.0f}")
 
 
@@ -62,7 +55,7 @@ def _stream_memory(part: dict[str, Any]) -> tuple[float, str]:
 
 def _callback(part: dict[str, Any]) -> tuple[float, str]:
     ratio = part["callback"]["p50"] / part["call"]["p50"]
-    return ratio, f"{_microseconds(part, 'callback')} / {_microseconds(part, 'call')}"
+    return ratio, f"{microseconds(part['callback'])} / {microseconds(part['call'])}"
 
 
 def _idle(part: dict[str, Any]) -> tuple[float, str]:
@@ -73,7 +66,7 @@ def _private(part: dict[str, Any]) -> tuple[float, str]:
     return part["private_bytes"]["maximum"] / MEGABYTE, f"the largest of {part['workers']}"
 
 
-def _replacement(module: str) -> Callable[[dict[str, Any]], tuple[float, str]]:
+def _replacement(module: str) -> Measured:
     def measured(part: dict[str, Any]) -> tuple[float, str]:
         forked, started = part[module]["forked"], part[module]["started"]
         return forked["p50"] / MILLISECOND, f"p99 {forked['p99'] / MILLISECOND:.1f} ms; without preloading " + (
@@ -83,56 +76,44 @@ def _replacement(module: str) -> Callable[[dict[str, Any]], tuple[float, str]]:
     return measured
 
 
-# Measured where there is an interpreter that has torch.
-TORCH: Promise = (
-    "Replacing a killed worker, torch preloaded, until it answered",
-    "ms",
-    50.0,
-    True,
-    _replacement("torch"),
-)
-
 PROMISES: dict[str, tuple[Promise, ...]] = {
-    "call": (("Small call in a pool of one worker, over the bare exchange", "x", 1.15, True, _call),),
+    "call": (Promise("Small call in a pool of one worker, over the bare exchange", "x", 1.15, True, _call),),
     "map": (
-        ("map of 200,000 tiny items, 2 workers", "items/s", 400_000.0, False, _map),
-        ("map of 200,000 tiny items, times faster than ProcessPoolExecutor at its best", "x", 20.0, False, _map_ratio),
+        Promise("map of 200,000 tiny items, 2 workers", "items/s", 400_000.0, False, _map),
+        Promise(
+            "map of 200,000 tiny items, times faster than ProcessPoolExecutor at its best", "x", 20.0, False, _map_ratio
+        ),
     ),
     "callers": (
-        ("Single calls, 8 threads, 2 workers: p99 over p50", "x", 20.0, True, _callers),
-        ("Single calls, 8 threads, 2 workers: longest mean wait over the fair share", "x", 3.0, True, _share),
+        Promise("Single calls, 8 threads, 2 workers: p99 over p50", "x", 20.0, True, _callers),
+        Promise("Single calls, 8 threads, 2 workers: longest mean wait over the fair share", "x", 3.0, True, _share),
     ),
     "stream": (
-        ("Stream of 100,000 small items out of a worker", "items/s", 200_000.0, False, _stream("out")),
-        ("Stream of 100,000 small items into a worker", "items/s", None, False, _stream("into")),
-        ("Memory that streams leave behind", "MB", 1.0, True, _stream_memory),
+        Promise("Stream of 100,000 small items out of a worker", "items/s", 200_000.0, False, _stream("out")),
+        Promise("Stream of 100,000 small items into a worker", "items/s", None, False, _stream("into")),
+        Promise("Memory that streams leave behind", "MB", 1.0, True, _stream_memory),
     ),
-    "callback": (("Callback round trip, over the small call", "x", None, True, _callback),),
+    "callback": (Promise("Callback round trip, over the small call", "x", None, True, _callback),),
     "idle": (
-        ("Idle pool of 8 workers, of one core", "%", 0.5, True, _idle),
-        ("Private memory of a plain worker", "MB", 15.0, True, _private),
+        Promise("Idle pool of 8 workers, of one core", "%", 0.5, True, _idle),
+        Promise("Private memory of a plain worker", "MB", 15.0, True, _private),
     ),
     "replacement": (
-        ("Replacing a killed worker, numpy preloaded, until it answered", "ms", 50.0, True, _replacement("numpy")),
-        TORCH,
+        Promise(
+            "Replacing a killed worker, numpy preloaded, until it answered", "ms", 50.0, True, _replacement("numpy")
+        ),
+        Promise(
+            "Replacing a killed worker, torch preloaded, until it answered",
+            "ms",
+            50.0,
+            True,
+            _replacement("torch"),
+            needs="torch",
+        ),
     ),
 }
 
 
 def pool_figures(parts: dict[str, dict[str, Any]]) -> list[Figure]:
     """A figure for every promise whose part was tried."""
-    return [
-        _figure(promise, parts[name])
-        for name, promises in PROMISES.items()
-        if name in parts
-        for promise in promises
-        if not (promise is TORCH and "error" not in parts[name] and "torch" not in parts[name])
-    ]
-
-
-def _figure(promise: Promise, part: dict[str, Any]) -> Figure:
-    name, unit, target, at_most, measured = promise
-    if "error" in part:
-        return Figure(name, unit, target, at_most, None, part["error"])
-    value, detail = measured(part)
-    return Figure(name, unit, target, at_most, value, detail)
+    return figures_of(PROMISES, parts)

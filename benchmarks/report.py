@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contender import ROOT
+from benchmarks.markdown import table
+from benchmarks.zero_copy_report import render_zero_copy
 
 BEGIN = "<!-- benchmarks: begin (written by benchmarks/report.py) -->"
 END = "<!-- benchmarks: end -->"
@@ -32,7 +33,7 @@ class MarkersMissing(Exception):
 
 
 def render(results: dict[str, Any], plot: str | None = None) -> str:
-    """The Markdown of a run: figures against their targets, all contenders, who was left out, and the
+    """The Markdown of a run: figures against their targets, all contenders, who was left out, arrays, and the
     machine.
 
     ``plot`` is the picture's address as seen from the page; None leaves it out.
@@ -40,7 +41,8 @@ def render(results: dict[str, Any], plot: str | None = None) -> str:
     parts = [_figures(results["figures"]), _contenders(results["contenders"])]
     if plot is not None and results["contenders"]:
         parts.append(f"![Small call, p50 and p99 of every contender]({plot})")
-    parts += [_left_out(results["left_out"]), _busy(results["contenders"]), _machine(results)]
+    parts += [_left_out(results["left_out"]), _busy(results["contenders"])]
+    parts += [render_zero_copy(results.get("zero_copy", {})), _machine(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -51,12 +53,6 @@ def insert(page: str, rendered: str) -> str:
     if not begin or not end:
         raise MarkersMissing(f"expected {BEGIN!r} and then {END!r}")
     return f"{head}{BEGIN}\n{rendered}{END}{tail}"
-
-
-def _table(header: tuple[str, ...], alignment: str, rows: Sequence[tuple[str, ...]]) -> str:
-    rule = {"l": ":--", "r": "--:"}
-    lines = [header, tuple(rule[one] for one in alignment), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _figures(figures: list[dict[str, Any]]) -> str:
@@ -72,7 +68,7 @@ def _figures(figures: list[dict[str, Any]]) -> str:
         )
         for figure in figures
     ]
-    return "## Targets\n\n" + _table(("figure", "measured", "target", "met", "from"), "lrrll", rows)
+    return "## Targets\n\n" + table(("figure", "measured", "target", "met", "from"), "lrrll", rows)
 
 
 def _amount(value: float, unit: str) -> str:
@@ -110,7 +106,7 @@ def _contenders(contenders: dict[str, dict[str, Any]]) -> str:
     return (
         "## Small call, warm: keyword arguments in, a dict out\n\n"
         "Wherever the scheduler puts both sides, unless the name says otherwise. Every reply was checked.\n\n"
-    ) + _table(header, "llrrrrrr", rows)
+    ) + table(header, "llrrrrrr", rows)
 
 
 def _left_out(left_out: dict[str, str]) -> str:

@@ -7,6 +7,8 @@ import pytest
 from benchmarks.figures import Figure, collect_figures
 from benchmarks.pool_figures import PROMISES
 from benchmarks.report import BEGIN, END, NEW_PAGE, MarkersMissing, insert, render
+from benchmarks.zero_copy_figures import PROMISES as ARRAY_PROMISES
+from benchmarks.zero_copy_figures import quicker_beside
 
 
 def contender(title: str, p50: float) -> dict:
@@ -152,3 +154,105 @@ def test_a_part_of_a_pool_that_failed_meets_nothing(results):
     results["figures"] = [{**vars(figure), "met": figure.met} for figure in figures]
     assert "| 400,000 items/s" not in render(results)
     assert "≥ 400,000 items/s" in render(results)
+
+
+def ways(inline: dict[str, float], beside: dict[str, float]) -> dict:
+    both = {"inline": inline, "beside": beside}
+    return {way: {size: summary(p50) for size, p50 in taken.items()} for way, taken in both.items()}
+
+
+ZERO_COPY = {
+    "argument": {
+        "nbytes": 100_000_000,
+        "left_out": {"loky": "ImportError: no loky"},
+        "nanoseconds": {
+            "copy": summary(5e6),
+            "copy_and_largest": summary(10e6),
+            "atoll": summary(5.5e6),
+            "atoll_largest": summary(12e6),
+            "process_pool": summary(300e6),
+        },
+    },
+    "result": {
+        "nbytes": 100_000_000,
+        "left_out": {},
+        "nanoseconds": {
+            "copy": summary(5e6),
+            "copy_and_largest": summary(10e6),
+            "atoll": summary(6e6),
+            "atoll_largest": summary(11e6),
+        },
+    },
+    "place": {"small": summary(1e4), "made 1000": summary(2e4), "made 1000000000": summary(5e4)},
+    "small": {"small": summary(1e4), "argument": summary(1.4e4), "result": summary(1.2e4), "bytes": summary(1e4)},
+    "threshold": {
+        "threshold": 4096,
+        "kinds": {
+            "array argument": ways({"1024": 1e4, "4096": 2e4, "8192": 4e4}, {"1024": 3e4, "4096": 3e4, "8192": 3e4}),
+            "bytes result": ways({"1024": 1e4, "4096": 1e4, "8192": 1e4}, {"1024": 2e4, "4096": 2e4, "8192": 2e4}),
+        },
+    },
+    "many": {
+        "calls": 1000,
+        "call": summary(3e6),
+        "two_copies": summary(1e6),
+        "growth": {"host": 500_000, "worker": 3_000_000},
+        "segments": 2,
+        "opened": {"host": 4, "worker": 4},
+        "segments_in_all": 4,
+    },
+    "frames": {
+        "two_copies": summary(8e5),
+        "two_copies_and_inversion": summary(2e6),
+        "calls": summary(1e6),
+        "computed": summary(2e6),
+        "stream": summary(2e6),
+    },
+    "table": {"copy": summary(5e6), "atoll": summary(6e6)},
+    "tensor": {"copy": summary(1e6), "atoll": summary(2e6)},
+}
+
+
+def test_figures_of_arrays(results):
+    results["zero_copy"] = ZERO_COPY
+    found = {figure.name: figure for figure in collect_figures(results)}
+    names = {promise.name for promises in ARRAY_PROMISES.values() for promise in promises}
+    assert names <= found.keys()
+    values = {name: found[name].value for name in names}
+    assert values["Array of 100 MB as an argument, over a warm memcpy"] == pytest.approx(1.1)
+    assert values["Array in a segment, any size, over a small call"] == pytest.approx(5.0)
+    assert values["In the payload or beside it: the way chosen over the better, at worst"] == pytest.approx(2.0)
+    assert values["4K frames through two services, of what two memcpys allow"] == pytest.approx(0.8)
+    assert {name for name in names if found[name].met is False} == {
+        "Array of 100 MB as an argument, all of it read, over memcpy and reading here",
+        "Array of 100 MB as a result, over a warm memcpy",
+        "Array in a segment, any size, over a small call",
+        "Segments after calls with 10 MB in and 10 MB out",
+        "Memory that these calls leave behind",
+        "4K frames as a stream through two services, of what two memcpys allow",
+    }
+    assert "1 GB: 5.00" in found["Array in a segment, any size, over a small call"].detail
+
+
+def test_from_which_size_on_a_way_is_the_quicker_one():
+    kinds = ZERO_COPY["threshold"]["kinds"]
+    assert quicker_beside(kinds["array argument"]) == 8192
+    assert quicker_beside(kinds["bytes result"]) is None
+    assert quicker_beside(ways({"1024": 2e4, "65536": 3e4}, {"1024": 1e4, "65536": 1e4})) == 1024
+
+
+def test_the_report_has_a_section_about_arrays(results):
+    assert "## Arrays" not in render(results)
+    page = render({**results, "zero_copy": ZERO_COPY})
+    assert "| ProcessPoolExecutor | 300.00 | 600.00 | 60.00 | 10 |" in page
+    assert "| 8,192 | 40.0 / 30.0 | 10.0 / 20.0 |" in page
+    assert "Left out: loky: ImportError: no loky" in page
+    assert page.index("## Arrays") < page.index("## Machine and run")
+
+
+def test_parts_about_arrays_that_failed_meet_nothing(results):
+    results["zero_copy"] = {name: {"error": "it broke"} for name in ZERO_COPY}
+    figures = [figure for figure in collect_figures(results) if figure.detail == "it broke"]
+    assert len(figures) == sum(map(len, ARRAY_PROMISES.values()))
+    assert not any(figure.met for figure in figures)
+    assert "## Arrays" not in render(results)
