@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from .connection import Connection
     from .interruption import MainThread, OtherThread
+    from .loans import Loans
     from .references import Lending
     from .wire import Bytes
 
@@ -60,6 +61,7 @@ class Channel:
         index: which of the worker's connections it is.
         functions: what can be called, by name.
         lending: what is lent to and borrowed from the host.
+        loans: gives the same for segments.
         end_fork: ends this process if it is a child that user code forked.
         interruption: how to interrupt the thread that serves this channel.
 
@@ -78,6 +80,7 @@ class Channel:
         index: int,
         functions: Dict[str, Callable[..., Any]],
         lending: Lending,
+        loans: Callable[[], Loans],
         end_fork: Callable[[Optional[BaseException]], None],
         interruption: Union[MainThread, OtherThread],
     ) -> None:
@@ -96,9 +99,9 @@ class Channel:
         self.is_fork = False
         self._end_fork = end_fork
         self._interruption = interruption
-        self._encoder = Encoder(lending)
+        self._encoder = Encoder(lending, loans)
         # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
-        self._decoder = Decoder(checked=False, side="the worker", lending=lending)
+        self._decoder = Decoder(checked=False, side="the worker", lending=lending, loans=loans)
         self._turn = RLock()  # held by whoever moves frames; it knows its owner, which an interruption makes us forget
         self._is_broken = False  # the host hung up on somebody who called back
         self._waiting: Deque[Any] = deque()  # locks of those whose answer must wait for that of a deeper call
@@ -159,6 +162,7 @@ class Channel:
                 leave()
                 self.in_user_code = True
                 result = function(*args, **kwargs)
+                args = kwargs = None  # segments are given back before the host may want them again
                 self.in_user_code = False
                 if self.unsettled:
                     self._interruption.settle(self)

@@ -25,6 +25,7 @@ class Control:
     Attributes:
         on_cancel: index of the data connection, id of the call, whether only to say so to code that asks.
         on_release: number of a lent object, how often it was received.
+        on_forget: number of a segment that the host let go of.
     """
 
     def __init__(self, sock: socket) -> None:
@@ -32,6 +33,7 @@ class Control:
         self.outbox = Outbox(sock)
         self.on_cancel: Callable[[int, int, bool], None] = lambda index, call_id, cooperative: None
         self.on_release: Callable[[int, int], None] = lambda number, received: None
+        self.on_forget: Callable[[int], None] = lambda number: None
 
     def start(self) -> None:
         """Begin to answer, on a thread that never keeps the process alive."""
@@ -67,3 +69,5 @@ class Control:
         elif frame.kind == wire.RELEASE:
             for number, received in wire.RELEASED.iter_unpack(frame.payload):
                 self.on_release(number, received)
+        elif frame.kind == wire.FORGET:
+            self.on_forget(*wire.FORGOTTEN.unpack_from(frame.payload))

@@ -32,6 +32,10 @@ class DecodeError(ValuesError, ValueError):
     """Received bytes do not describe a value that this side admits."""
 
 
+class SegmentsExhausted(AtollError, MemoryError):
+    """The memory budget for segments is used up, and nothing was given back in time. The message names who has what."""
+
+
 class ProtocolError(AtollError):
     """The rules of the wire were broken."""
 

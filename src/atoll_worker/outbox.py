@@ -43,3 +43,7 @@ class Outbox:
     def release(self, number: int, received: int) -> None:
         """Give a lent object back."""
         self.send(wire.RELEASE, 0, wire.RELEASED.pack(number, received))
+
+    def forget(self, number: int) -> None:
+        """Let the other side know that a segment is gone."""
+        self.send(wire.FORGET, 0, wire.FORGOTTEN.pack(number))

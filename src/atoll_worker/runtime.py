@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _socket import AF_UNIX, SOCK_STREAM, socket
+from _socket import AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, socket
 from _thread import allocate_lock, get_ident, start_new_thread
 
 from . import completion, context, lifeline, logs, stacks, used_names, wire
@@ -39,20 +39,25 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Callable, Dict, List, Optional
 
+    from .loans import Loans
+
 # Descriptors are moved up here, where nothing that user code opens, or closes by number, is likely to be.
 _FIRST_DESCRIPTOR = 200
 
+# See atoll.processes.process, which makes it.
+_MESSAGES = SOCK_SEQPACKET if sys.platform == "linux" else SOCK_DGRAM
 _FUTURE_ANNOTATIONS = 0x1000000  # __future__.annotations.compiler_flag, the same in every Python from 3.9 on
 
 
 def main(argv: List[str]) -> None:
     """Run a worker.
 
-    ``argv``: descriptors of the control connection and the lifeline, whether to spin (``1`` or ``0``), then
-    ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1 for none).
+    ``argv``: descriptors of the control connection, the lifeline and the socket that passes descriptors, whether to spin
+    (``1`` or ``0``), then ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1 for
+    none).
     """
-    control_fd, lifeline_fd = (out_of_reach(int(text)) for text in argv[:2])
-    pairs = [[out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[3:]]
+    control_fd, lifeline_fd, descriptors_fd = (out_of_reach(int(text)) for text in argv[:3])
+    pairs = [[out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[4:]]
     lifeline.hold(lifeline_fd)
     stacks.offer()
     stacks.tell_crashes()
@@ -60,8 +65,8 @@ def main(argv: List[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     control = Control(socket(AF_UNIX, SOCK_STREAM, 0, fileno=control_fd))
-    connections = [_connection(data_fd, lane_fd, spin=argv[2] == "1") for data_fd, lane_fd in pairs]
-    worker = Runtime(connections, control)
+    connections = [_connection(data_fd, lane_fd, spin=argv[3] == "1") for data_fd, lane_fd in pairs]
+    worker = Runtime(connections, control, descriptors_fd)
     control.start()
     try:
         if worker.load():
@@ -118,9 +123,12 @@ class Runtime:
     the event loop, if there are coroutine functions.
     """
 
-    def __init__(self, connections: List[Connection], control: Control) -> None:
+    def __init__(self, connections: List[Connection], control: Control, descriptors_fd: int) -> None:
         self.connections = connections
         self.control = control
+        self._descriptors_fd = descriptors_fd
+        self._loans: Optional[Loans] = None
+        self._loans_lock = allocate_lock()
         self.table = FunctionTable()
         self.lending = WorkerLending(control.outbox.release)
         self._encoder = Encoder()
@@ -131,7 +139,9 @@ class Runtime:
         context.lendings.append(self.lending)
         for index, connection in enumerate(connections):
             interruption = self._main if len(connections) == 1 else OtherThread()
-            channel = Channel(connection, index, self._functions, self.lending, self.end_fork, interruption)
+            channel = Channel(
+                connection, index, self._functions, self.lending, self.loans, self.end_fork, interruption
+            )
             context.channels.append(channel)
         connections[0].on_idle = _when_idle
         self._lock = allocate_lock()
@@ -140,6 +150,19 @@ class Runtime:
         os.register_at_fork(after_in_child=self._mark_fork)
         control.on_cancel = self._cancel
         control.on_release = self._release
+        control.on_forget = lambda number: self.loans().forget(number)
+
+    def loans(self) -> Loans:
+        """Segments lent to the host and borrowed from it. Made when the first array crosses: most workers never see
+        one."""
+        with self._loans_lock:
+            if self._loans is None:
+                from .loans import Loans
+
+                sock = socket(AF_UNIX, _MESSAGES, 0, fileno=self._descriptors_fd)
+                self._loans = Loans(sock, "the host")
+                self._loans.on_forget = self.control.outbox.forget
+            return self._loans
 
     def _mark_fork(self) -> None:
         self._is_fork = True

@@ -186,7 +186,7 @@ class Template:
             fd = next(remaining)
             os.dup2(fd, number)
             os.close(fd)
-        argv = [str(next(remaining)), str(next(remaining)), words[0]]
+        argv = [*(str(next(remaining)) for _ in range(3)), words[0]]
         for has_lane in words[1:]:
             data = next(remaining)
             argv.append(f"{data}:{next(remaining) if has_lane == '1' else -1}")

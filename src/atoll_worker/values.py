@@ -33,13 +33,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
-    from .cargo import Cargo
+    from .cargo import Cargo, Part
     from .loans import Loans
     from .references import Lending
     from .wire import Bytes
 
 # Buffers below this stay inside the payload, which then fits a slot. A first guess, not chosen by a benchmark.
-INLINE_BUFFER = 8192
+INLINE_BUFFER = 32768
 
 _STACK_GLOBAL = b"\x93"
 _CARGO = 0x93  # what a payload with cargo begins with
@@ -106,6 +106,7 @@ class Encoder(Carrier):
         self.lends_callables = False
         self._lent: List[Any] = []
         self._chunks: List[Any] = []
+        self._parts: List[Part] = []
         self._cargo: Optional[Cargo] = None
         self._buffers: List[memoryview] = []
         self.has_buffers = self._buffers  # true while there are some
@@ -133,7 +134,7 @@ class Encoder(Carrier):
             self._lent.clear()
         try:
             self._dump(value)
-            if self._cargo is None and len(chunks) == 1:
+            if not self._parts and len(chunks) == 1:
                 payload: bytes = chunks[0]
             else:
                 payload = self._load(chunks)
@@ -176,7 +177,7 @@ class Encoder(Carrier):
         if cargo is None:
             from .cargo import Cargo
 
-            cargo = self._cargo = Cargo(self._loans() if self._loans is not None else None)
+            cargo = self._cargo = Cargo(self._parts, self._loans() if self._loans is not None else None)
         return cargo
 
     def _load(self, chunks: List[Any]) -> bytes:
@@ -185,7 +186,7 @@ class Encoder(Carrier):
             self._unload_chunks(chunks)
         pickle: bytes = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         cargo = self._cargo
-        if cargo is None or not cargo.parts:
+        if cargo is None or not self._parts:
             return pickle
         table, buffers = cargo.load()
         self._buffers.extend(buffers)
@@ -310,9 +311,18 @@ class Decoder:
         side: what to call this side in messages.
         lending: knows what references mean; without it they are refused.
         read_only: arrays may not be written to, where their library knows of that.
+        loans: gives what borrows segments of the other side; without it, there are none.
     """
 
-    def __init__(self, checked: bool, side: str, lending: Optional[Lending] = None, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        checked: bool,
+        side: str,
+        lending: Optional[Lending] = None,
+        read_only: bool = False,
+        loans: Optional[Callable[[], Optional[Loans]]] = None,
+    ) -> None:
+        self._loans = loans
         self._side = side
         self._lending = lending
         self._is_plain: Optional[Callable[[Bytes], object]] = None

@@ -56,6 +56,7 @@ CANCEL = 37
 LOG = 38
 RELEASE = 39
 STACKS = 40
+FORGET = 41
 
 KIND_NAMES = {
     HELLO: "HELLO",
@@ -71,6 +72,7 @@ KIND_NAMES = {
     LOG: "LOG",
     RELEASE: "RELEASE",
     STACKS: "STACKS",
+    FORGET: "FORGET",
 }
 
 # Codecs of a payload.
@@ -93,6 +95,9 @@ PING_PAYLOAD = Struct("<i")
 CANCEL_PAYLOAD = Struct("<IB")
 # Payload of RELEASE: pairs of the number of a lent object and how often it was received.
 RELEASED = Struct("<QQ")
+
+# Payload of FORGET: number of a segment that its owner let go of.
+FORGOTTEN = Struct("<Q")
 
 CALL_NUMBER = (1 << 48) - 1
 _DEPTH_STEP = 1 << 48

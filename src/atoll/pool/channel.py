@@ -59,9 +59,9 @@ class Channel:
         self.worker = worker
         self.index = index
         self.connection = connection
-        self.encoder = Encoder(worker.lending)
+        self.encoder = Encoder(worker.lending, worker.loans)
         self.encoder.for_arguments(True)
-        self.decoder = Decoder(checked=True, side="the host", lending=worker.lending, read_only=True)
+        self.decoder = Decoder(checked=True, side="the host", lending=worker.lending, read_only=True, loans=worker.loans)
         self.retired = False
         self.owner: object = None
         self.on_progress: Callable[[float, float | None, str | None], object] | None = None

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .worker import Worker, WorkerPlan
 
 _PICKLE = wire.PICKLE
+_CARGO = 0x93
 _RESULT = wire.RESULT
 _CALL = wire.CALL
 _OK = "ok"
@@ -250,6 +251,9 @@ class Pool:
             if kind == _RESULT:
                 outcome = _OK
                 decoder = channel.decoder
+                if payload[0] == _CARGO:  # borrowed from the worker: before it may be gone
+                    result = decoder.decode(payload, buffers)
+                    payload = b""
             else:
                 outcome = "error"
                 attempt = Attempt(self, function, args, kwargs, timeout, None, None, None)
@@ -285,9 +289,10 @@ class Pool:
                 self._observed[function, outcome].observe(ended - began, ended)
                 if outcome is _OK:
                     ok[function] = self._observed[function, outcome]
-        result = decoder.decode(payload, buffers)
-        if result.__class__ is Stream:
-            result.timeout = timeout
+        if payload:
+            result = decoder.decode(payload, buffers)
+            if result.__class__ is Stream:
+                result.timeout = timeout
         return result
 
     def _call_slowly(

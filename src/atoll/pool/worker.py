@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from atoll_worker import wire
@@ -39,6 +39,8 @@ from .lending import HostLending
 from .lifecycle import Cause
 
 if TYPE_CHECKING:
+    from atoll_worker.loans import Loans
+
     from ..processes.template import Template
 
 logger = logging.getLogger("atoll.pool")
@@ -117,6 +119,8 @@ class Worker:
         self._phase = "start"
         self._reader = wire.FrameReader()
         self._outbox: Outbox | None = None
+        self._loans: Loans | None = None
+        self._loans_lock = Lock()
         lending.worker = self
 
     # -- starting --------------------------------------------------------------------------------------------
@@ -296,6 +300,8 @@ class Worker:
             for number, received in wire.RELEASED.iter_unpack(frame.payload):
                 # What was lent is the user's, and so is its destructor: not for the warden's thread.
                 output_reader().always(partial(self.lending.take_back, number, received))
+        elif frame.kind == wire.FORGET and len(frame.payload) == wire.FORGOTTEN.size and self._loans is not None:
+            self._loans.forget(*wire.FORGOTTEN.unpack(frame.payload))
 
     def _send(self, kind: int, call_id: int, payload: bytes = b"") -> None:
         if self._outbox is not None:
@@ -320,6 +326,23 @@ class Worker:
         if outbox is not None and self.alive:
             outbox.release(number, received)
         self.check_free()
+
+    def loans(self) -> Loans:
+        """Segments lent to it and borrowed from it. Made when the first array crosses."""
+        with self._loans_lock:
+            if self._loans is None:
+                from atoll_worker.loans import Loans
+
+                assert self.process is not None
+                self._loans = Loans(self.process.descriptors, f"a worker of {self.service!r} (pid {self.pid})")
+                self._loans.on_forget = self._forget
+            return self._loans
+
+    def _forget(self, number: int) -> None:
+        """A segment that was lent to it is gone."""
+        outbox = self._outbox
+        if outbox is not None and self.alive:
+            outbox.forget(number)
 
     def stacks(self) -> str:
         """The Python stacks of the worker's threads, for a message; empty if it does not answer in time."""
@@ -473,6 +496,9 @@ class Worker:
     def close(self) -> None:
         """Let go of the descriptors. The process has ended, or ends by itself after ``hang_up``."""
         process = self.process
+        loans = self._loans
+        if loans is not None:
+            loans.close()
         if process is not None:
             process.close()
             if len(self.spare) >= len(self.channels):  # else somebody is still in a call

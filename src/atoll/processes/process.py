@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from .tree import kill_tree
 from .warden import warden
 
 # The program that every worker is.
+# Their boundaries are kept, and nothing is lost; macOS has no such sockets, but its datagrams between two ends are that.
+_MESSAGES = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM) if sys.platform == "linux" else socket.SOCK_DGRAM
 ENTRY = os.path.join(os.path.dirname(os.path.abspath(atoll_worker.__file__)), "__main__.py")
 
 # Seconds to wait, once a process has ended, for the rest of what it printed.
@@ -71,6 +74,7 @@ class WorkerProcess:
         pid: its process id, and that of the process group it leads.
         connections: the host's ends of its data connections; one at least.
         control: the host's end of its control connection.
+        descriptors: the host's end of the socket that passes descriptors of segments.
         exited: set once it has ended and was reaped.
         exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
         records: what it said through ``logging``.
@@ -85,6 +89,7 @@ class WorkerProcess:
         pid: int,
         connections: Sequence[DataConnection],
         control: socket.socket,
+        descriptors: socket.socket,
         lifeline: Lifeline,
         streams: Sequence[Stream],
         service: str,
@@ -94,6 +99,7 @@ class WorkerProcess:
         self.pid = pid
         self.connections = connections
         self.control = control
+        self.descriptors = descriptors
         self.exited = threading.Event()
         self.has_exited = False  # as `exited.is_set()`, at a tenth of its price
         self.exit_code: int | None = None
@@ -236,9 +242,10 @@ class WorkerProcess:
         warden().drop(self.control)
         for one in self.connections:
             one.sock.close()
+        self.descriptors.close()
 
     def _sockets(self) -> list[socket.socket]:
-        return [*(one.sock for one in self.connections), self.control]
+        return [*(one.sock for one in self.connections), self.control, self.descriptors]
 
 
 class Ends:
@@ -250,9 +257,11 @@ class Ends:
         use_lane: give each a fast lane, where there can be one.
         kind: of socket, for the control connection.
 
+    Without data connections there is no socket for descriptors.
+
     Attributes:
-        control, out, err, data: the host's ends.
-        worker_control, worker_out, worker_err: the worker's.
+        control, descriptors, out, err, data: the host's ends.
+        worker_control, worker_descriptors, worker_out, worker_err: the worker's.
         lifeline: both.
         worker_data: the worker's descriptors of each data connection: its socket, and its lane (-1: none).
     """
@@ -276,6 +285,13 @@ class Ends:
         self.worker_control = worker_control.fileno()
         self.lifeline = Lifeline(*os.pipe())
         ours.callback(self.lifeline.close)
+        self.descriptors: socket.socket | None = None
+        self.worker_descriptors = -1
+        if connections:
+            self.descriptors, worker_descriptors = socket.socketpair(socket.AF_UNIX, _MESSAGES)
+            ours.callback(self.descriptors.close)
+            theirs.callback(worker_descriptors.close)
+            self.worker_descriptors = worker_descriptors.fileno()
         self.out, self.worker_out = self._pipe(ours, theirs)
         self.err, self.worker_err = self._pipe(ours, theirs)
         self.data: list[DataConnection] = []
@@ -303,7 +319,8 @@ class Ends:
     def passed(self) -> list[int]:
         """The worker's descriptors, less its standard ones."""
         data = [fd for pair in self.worker_data for fd in pair if fd >= 0]
-        return [self.worker_control, self.lifeline.read, *data]
+        descriptors = [self.worker_descriptors] if self.worker_descriptors >= 0 else []
+        return [self.worker_control, self.lifeline.read, *descriptors, *data]
 
     def streams(self, service: str, pid: int) -> list[Stream]:
         """What the worker prints to."""
@@ -373,7 +390,7 @@ def start_process(
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         ends = Ends(ours, theirs, connections, use_lane)
         passed = ends.passed
-        command = [python, "-I", ENTRY, *map(str, passed[:2]), "1" if spin else "0"]
+        command = [python, "-I", ENTRY, *map(str, passed[:3]), "1" if spin else "0"]
         command += [f"{data}:{lane}" for data, lane in ends.worker_data]
         gate = None
         if sandbox is not None:
@@ -386,11 +403,13 @@ def start_process(
             passed += gate.passed
 
         def spawn_worker() -> WorkerProcess:
+            assert ends.descriptors is not None
             pid = spawn(command, environ, ends.worker_out, ends.worker_err, passed)
             process = WorkerProcess(
                 pid,
                 ends.data,
                 ends.control,
+                ends.descriptors,
                 ends.lifeline,
                 ends.streams(service, pid),
                 service,

@@ -361,7 +361,8 @@ class ForkedProcess(WorkerProcess):
 
     def __init__(self, ends: Ends, pid: int, service: str, template: _TemplateProcess, pidfd: int) -> None:
         streams = ends.streams(service, pid)
-        super().__init__(pid, ends.data, ends.control, ends.lifeline, streams, service)
+        assert ends.descriptors is not None
+        super().__init__(pid, ends.data, ends.control, ends.descriptors, ends.lifeline, streams, service)
         self._template = template
         self._pidfd = pidfd
 

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels beside a data pickle: the bytes of its arrays, in segments.
+
+A payload with cargo begins with a table (integers little endian), and goes on with the data pickle, each of whose
+``NEXT_BUFFER`` opcodes stands for the next entry of the table::
+
+    0x93 | 3 zero bytes | entries u32 | entry, entry, ...
+    entry: kind u8 | form u8 | 2 zero bytes | cell u32 | number u64 | offset u64 | length u64
+
+The first byte is no beginning of a pickle, and makes whoever looks for plain values look twice. Kinds: SEGMENT (bytes
+of the segment ``number``, lent with ``cell``), SHARED (the same, to be written to), FRAME (the frame's next buffer), SAME
+(what entry ``number`` is). Forms: what is put in the opcode's place, the memory itself, or ``bytes`` or a ``bytearray``
+made of it.
+
+Large parts get segments of their own, so that who keeps one of them keeps no more; the others share one. What cannot be
+lent just now goes into the frame's own buffers, as everything does where there are no segments.
+"""
+
+from __future__ import annotations
+
+from _struct import Struct
+
+from .errors import DecodeError
+from .loans import CannotLend
+from .segments import Segment, store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+    from .loans import Loans
+    from .wire import Bytes
+
+BEGINNING = 0x93
+_TABLE = Struct("<B3xI")
+_ENTRY = Struct("<BB2xIQQQ")
+SEGMENT, SHARED, FRAME, SAME = 1, 2, 3, 4
+MEMORY, BYTES, BYTEARRAY = 0, 1, 2
+
+# Bytes from which on a part has a segment of its own, and how many of one message may have.
+OWN_SEGMENT = 1 << 18
+_MOST_OWN = 64
+# What begins in a segment begins at a multiple of this: what processors and Arrow like.
+_ALIGNMENT = 64
+
+
+class Part:
+    """Some bytes of a value.
+
+    Attributes:
+        position: how many chunks of the pickle were written before it.
+        length: how many bytes.
+        form: what they are to become.
+        thing, offset: the segment or hold that they lie in, and where; None if they are to be copied.
+        fill, raw: as for ``Carrier.store``.
+        same: index of the part that has the same bytes; -1 for none.
+        is_shared: the other side may write to them.
+    """
+
+    __slots__ = ("fill", "form", "is_shared", "length", "offset", "position", "raw", "same", "thing")
+
+    def __init__(self, position: int, length: int, form: int = MEMORY) -> None:
+        self.position = position
+        self.length = length
+        self.form = form
+        self.thing: Any = None
+        self.offset = 0
+        self.fill: Optional[Callable[[memoryview], object]] = None
+        self.raw: Optional[Callable[[], Any]] = None
+        self.same = -1
+        self.is_shared = False
+
+    def bytes(self) -> memoryview:
+        """Them, to be sent in a frame."""
+        if self.thing is not None:
+            memory = self.thing.memory if type(self.thing) is Segment else self.thing
+            return memoryview(memory).cast("B")[self.offset : self.offset + self.length]
+        if self.raw is not None:
+            return memoryview(self.raw()).cast("B")
+        assert self.fill is not None
+        memory = memoryview(bytearray(self.length))
+        self.fill(memory)
+        return memory
+
+
+class Cargo:
+    """Gathers the parts of one value at a time, and lends what they lie in.
+
+    Args:
+        parts: where to gather them; empty again once they were loaded.
+        loans: with the side that the value goes to; None if nothing can be lent it.
+    """
+
+    def __init__(self, parts: List[Part], loans: Optional[Loans]) -> None:
+        self._loans = loans
+        self.parts = parts
+        self._by_address: Dict[Tuple[int, int], int] = {}
+        self._cells: List[int] = []  # of what was lent last
+
+    def find(self, position: int, address: int, nbytes: int, shared: bool = False) -> bool:
+        """Whether these bytes can be lent as they are; then they are a part."""
+        found = None if self._loans is None else self._loans.find(address, nbytes)
+        if found is None:
+            return False
+        part = Part(position, nbytes)
+        part.thing, part.offset = found
+        part.is_shared = shared
+        self.parts.append(part)
+        return True
+
+    def store(
+        self,
+        position: int,
+        nbytes: int,
+        fill: Callable[[memoryview], object],
+        address: int,
+        raw: Optional[Callable[[], Any]],
+    ) -> None:
+        """Bytes that are to be copied are a part; see ``Carrier.store``."""
+        part = Part(position, nbytes)
+        part.fill, part.raw = fill, raw
+        if address:
+            # What these functions hold on to keeps the address from being another's before all is encoded.
+            part.same = self._by_address.setdefault((address, nbytes), len(self.parts))
+            if part.same == len(self.parts):
+                part.same = -1
+        self.parts.append(part)
+
+    def insert(
+        self, position: int, value: Any, is_bytearray: bool, fill: Callable[[memoryview], object]
+    ) -> None:
+        """``bytes`` or a ``bytearray`` are a part, found once all the others are known."""
+        part = Part(position, len(value), BYTEARRAY if is_bytearray else BYTES)
+        part.fill, part.raw = fill, lambda: value
+        before = sum(other.position <= position for other in self.parts)
+        self.parts.insert(before, part)
+        for other in self.parts:
+            if other.same >= before:
+                other.same += 1
+
+    def clear(self) -> None:
+        """The value will not be sent."""
+        self.parts.clear()
+        self._by_address.clear()
+
+    def load(self) -> Tuple[bytes, List[memoryview]]:
+        """The table for the parts, which are then forgotten, and the frame's buffers; b"" if all are in these.
+
+        Raises:
+            SegmentsExhausted: there is no room for them.
+        """
+        parts, loans = self.parts, self._loans
+        entries: List[bytes] = []
+        buffers: List[memoryview] = []
+        self._cells = cells = []
+        made: List[Segment] = []
+        lent: Dict[Tuple[int, bool], Tuple[int, int]] = {}
+        try:
+            if loans is not None:
+                self._copy(parts, made)
+            for part in parts:
+                kind = FRAME
+                number = cell = offset = 0
+                if part.same >= 0:
+                    kind, number = SAME, part.same
+                elif part.thing is not None and loans is not None:
+                    key = id(part.thing), part.is_shared
+                    place = lent.get(key)
+                    if place is None:
+                        place = _lend(loans, part)
+                        if place is not None:
+                            lent[key] = place
+                            cells.append(place[1])
+                    if place is not None:
+                        number, cell = place
+                        kind, offset = (SHARED if part.is_shared else SEGMENT), part.offset
+                if kind == FRAME:
+                    buffers.append(part.bytes())
+                entries.append(_ENTRY.pack(kind, part.form, cell, number, offset, part.length))
+        except BaseException:
+            self.take_back()
+            raise
+        finally:
+            for segment in made:
+                store.let_go(segment)
+            self.clear()
+        if len(buffers) == len(entries) and not any(part.form for part in parts):
+            return b"", buffers
+        return _TABLE.pack(BEGINNING, len(entries)) + b"".join(entries), buffers
+
+    def _copy(self, parts: List[Part], made: List[Segment]) -> None:
+        """Copy what has no segment yet into one."""
+        shared: List[Part] = []
+        size = own = 0
+        for part in parts:
+            if part.thing is not None or part.same >= 0:
+                continue
+            if part.length >= OWN_SEGMENT and own < _MOST_OWN:
+                own += 1
+                self._copy_into(_allocate(part.length, made), [part])
+            else:
+                part.offset = size
+                size += -(-part.length // _ALIGNMENT) * _ALIGNMENT
+                shared.append(part)
+        if shared:
+            self._copy_into(_allocate(size, made), shared)
+
+    @staticmethod
+    def _copy_into(segment: Optional[Segment], parts: List[Part]) -> None:
+        if segment is None:
+            return
+        memory = memoryview(segment.memory)
+        for part in parts:
+            assert part.fill is not None
+            part.fill(memory[part.offset : part.offset + part.length])
+            part.thing = segment
+            store.copies += 1
+            store.copied += part.length
+
+    def take_back(self) -> None:
+        """What was lent last was not sent."""
+        if self._loans is not None and self._cells:
+            with store.lock:
+                for cell in self._cells:
+                    self._loans.take_back(cell)
+            self._cells = []
+
+
+def _allocate(size: int, made: List[Segment]) -> Optional[Segment]:
+    try:
+        segment = store.allocate(size)
+    except OSError:
+        return None  # no descriptor is left: it goes through the socket
+    made.append(segment)
+    return segment
+
+
+def _lend(loans: Loans, part: Part) -> Optional[Tuple[int, int]]:
+    try:
+        with store.lock:
+            return loans.lend(part.thing, part.is_shared)
+    except CannotLend:
+        return None
+
+
+def unload(
+    payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own: bool
+) -> Tuple[List[Any], Bytes]:
+    """What each ``NEXT_BUFFER`` of a payload with cargo stands for, and its data pickle.
+
+    Args:
+        payload: begins with a table.
+        buffers: of its frame.
+        loans: with the side it came from.
+        own: copy what was lent into memory of this process.
+
+    Raises:
+        DecodeError: the table is malformed, or what it speaks of cannot be had.
+    """
+    view = memoryview(payload)
+    if len(view) < _TABLE.size:
+        raise DecodeError("a table of cargo that is cut short")
+    count = _TABLE.unpack_from(view)[1]
+    end = _TABLE.size + count * _ENTRY.size
+    if end > len(view):
+        raise DecodeError(f"a table of cargo of {count:,} entries that is cut short")
+    items: List[Any] = []
+    borrowed: Dict[Tuple[int, int, bool], memoryview] = {}
+    frame = iter(buffers)
+    problem: Optional[DecodeError] = None
+    for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(view[_TABLE.size : end]):
+        item: Any = None
+        try:
+            if kind in (SEGMENT, SHARED):
+                if loans is None:
+                    raise DecodeError("segments have no meaning here")
+                key = number, cell, kind == SHARED
+                memory = borrowed.get(key)
+                if memory is None:
+                    memory = loans.borrow(number, cell, kind == SHARED)
+                    if kind == SEGMENT and form == MEMORY and (own or store.is_crowded):
+                        memory = _own(memory, own)
+                    borrowed[key] = memory
+                if offset + length > len(memory):
+                    raise DecodeError(f"bytes {offset:,} to {offset + length:,} of a segment of {len(memory):,}")
+                item = memory[offset : offset + length]
+            elif kind == FRAME:
+                item = next(frame, None)
+                if item is None:
+                    raise DecodeError("a table of cargo speaks of more buffers than the frame has")
+            elif kind == SAME:
+                if number >= len(items):
+                    raise DecodeError(f"entry {len(items)} of a table of cargo is to be the same as entry {number}")
+                item = items[number]
+            else:
+                raise DecodeError(f"cargo of unknown kind {kind}")
+            if form == BYTES:
+                item = bytes(item)
+            elif form == BYTEARRAY:
+                item = bytearray(item)
+            elif form != MEMORY:
+                raise DecodeError(f"cargo of unknown form {form}")
+        except DecodeError as error:
+            problem = problem or error  # the other loans must be taken up all the same, to be given back
+        items.append(item)
+    if problem is not None:
+        raise problem
+    return items, view[end:]
+
+
+def _own(memory: memoryview, in_segment: bool) -> memoryview:
+    """A copy in memory of this process: in a segment, or in plain memory, which takes no descriptors."""
+    if not in_segment:
+        return memoryview(bytearray(memory))
+    segment = store.allocate(len(memory))
+    try:
+        own = memoryview(store.keep(segment)).cast("B")[: len(memory)]
+    except BaseException:
+        store.let_go(segment)
+        raise
+    copy_bytes(own, memory)
+    store.copies += 1
+    store.copied += len(memory)
+    return own
+
+
+def copy_bytes(target: memoryview, source: Any) -> None:
+    """Copy bytes; with the interpreter lock released, where numpy is loaded and there are many."""
+    if len(target) >= OWN_SEGMENT:
+        import sys
+
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and hasattr(numpy, "copyto"):
+            numpy.copyto(numpy.frombuffer(target, "u1"), numpy.frombuffer(source, "u1"))
+            return
+    target[:] = source
+
+
