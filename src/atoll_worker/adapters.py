@@ -356,6 +356,8 @@ def _children(value: Any, cls: type) -> Iterator[Tuple[str, Any]]:
     elif cls.__name__ == "ndarray" and value.dtype.kind == "O":
         for index, item in enumerate(value.ravel().tolist()):
             yield f".flat[{index}]", item
+    elif cls.__module__.partition(".")[0] == "pandas":
+        yield from _children_of_pandas(value, cls.__name__)
     else:
         registered = by_class(cls)
         if registered is not None and registered.kind == DATACLASS:
@@ -365,6 +367,20 @@ def _children(value: Any, cls: type) -> Iterator[Tuple[str, Any]]:
             yield " (encoded)", registered.encode(value)
         elif cls.__module__ == "datetime":
             yield ".tzinfo", getattr(value, "tzinfo", None)
+
+
+def _children_of_pandas(value: Any, name: str) -> Iterator[Tuple[str, Any]]:
+    if name == "DataFrame":
+        for label, column in value.items():
+            if column.dtype == object:
+                yield f"[{_short(label)}]", column
+        yield ".columns", value.columns
+    elif value.dtype == object:
+        for index, item in enumerate(value.tolist()):
+            yield (f".iloc[{index}]" if name == "Series" else f"[{index}]"), item
+    if name in ("DataFrame", "Series"):
+        yield ".index", value.index
+        yield ".attrs", value.attrs
 
 
 def _short(key: Any) -> str:
