@@ -52,6 +52,8 @@ from .errors import (
     ResolutionError,
     SandboxUnavailable,
     ServiceClosed,
+    ServiceCrashed,
+    ServiceFailed,
     ValuesError,
     WorkerDied,
     WorkerError,
@@ -65,6 +67,7 @@ from .pool.tracing import traceparent
 if _TYPE_CHECKING:
     from atoll_worker.singleton import ProxiedSingleton, local
 
+    from .client.service_client import ServiceClient, ServicePool
     from .client.submitter import Call
     from .manifest import Breaker, Recycle, Restart, Sandbox, ServiceSpec
     from .pool.status import PoolStatus, WorkerStatus
@@ -105,7 +108,11 @@ __all__ = [
     "Sandbox",
     "SandboxUnavailable",
     "Service",
+    "ServiceClient",
     "ServiceClosed",
+    "ServiceCrashed",
+    "ServiceFailed",
+    "ServicePool",
     "ServiceSpec",
     "Stream",
     "ValuesError",
@@ -129,6 +136,10 @@ def __getattr__(name: str) -> _Any:
         from .client.submitter import Call
 
         return Call
+    if name in ("ServiceClient", "ServicePool"):
+        from .client import service_client
+
+        return getattr(service_client, name)
     if name in ("PoolStatus", "WorkerStatus"):
         from .pool import status
 

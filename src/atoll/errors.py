@@ -17,8 +17,10 @@ What belongs here: classes and what they say. What does not: deciding when to ra
     ├── WorkerError
     │   ├── WorkerStartError                  the worker could not import or set up the service
     │   │   └── SandboxUnavailable            a sandbox was asked for, and cannot be had here
-    │   └── WorkerDied                        the process ended: exit code or signal, phase, last stderr lines
-    │       └── WorkerOutOfMemory             it held more memory than it may; says the limit and the use
+    │   ├── WorkerDied                        the process ended: exit code or signal, phase, last stderr lines
+    │   │   └── WorkerOutOfMemory             it held more memory than it may; says the limit and the use
+    │   └── ServiceCrashed (RuntimeError)     ServiceClient: the service's process could not start, or ended
+    ├── ServiceFailed (ValueError)            ServiceClient: the service answered that the call came to nothing
     ├── CallTimeout (TimeoutError)            the deadline of a call passed; says how the call was ended
     ├── CallCancelled (CancelledError)        its caller gave a call up; says how the call was ended
     ├── QueueFull                             as many callers wait as may
@@ -41,8 +43,9 @@ defined in ``atoll_worker.errors``.
 from __future__ import annotations
 
 import signal as _signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError as _CancelledError
+from typing import Any
 
 from atoll_worker.errors import (
     AtollError,
@@ -78,6 +81,8 @@ __all__ = [
     "ResolutionError",
     "SandboxUnavailable",
     "ServiceClosed",
+    "ServiceCrashed",
+    "ServiceFailed",
     "ValuesError",
     "WorkerDied",
     "WorkerError",
@@ -216,6 +221,36 @@ class WorkerOutOfMemory(WorkerDied):
         self.use = use
         detail = f"it held {_size_text(use)} of memory, and may hold {_size_text(limit)} (memory={limit})"
         super().__init__(service, pid, phase=phase, exit_code=exit_code, signal=signal, stderr=stderr, detail=detail)
+
+
+class ServiceCrashed(WorkerError, RuntimeError):
+    """A call of an ``atoll.ServiceClient`` got no answer: the service's process could not start, or ended. What did it
+    is the ``__cause__``: a ``WorkerStartError`` or a ``WorkerDied``."""
+
+
+class ServiceFailed(AtollError, ValueError):
+    """A call of an ``atoll.ServiceClient`` was answered with ``success: false``. Where the service raised, that is the
+    ``__cause__``.
+
+    Attributes:
+        service: name of the service.
+        answer: the whole answer.
+        error_type: name of the class of the error; empty if the service did not raise, but said so itself.
+        context: ``"Validation error"`` or ``"Unexpected error"``; empty as above.
+        traceback: as the service printed it; empty as above.
+    """
+
+    def __init__(self, service: str, answer: Mapping[str, Any]) -> None:
+        self.service = service
+        self.answer = answer
+        self.error_type = str(answer.get("error_type", ""))
+        self.context = str(answer.get("context", ""))
+        self.traceback = str(answer.get("traceback", ""))
+        said = answer.get("error", "success is false")
+        super().__init__(f"{service}: {self.error_type}{': ' if self.error_type else ''}{said}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.service, dict(self.answer))
 
 
 def _size_text(size: int) -> str:

@@ -4,13 +4,14 @@
 A service's author imports from here::
 
     from atoll_worker import Service, expose, register           # what can be called, what can cross
+    from atoll_worker import ServiceBase                            # a service that is also a program of its own
     from atoll_worker import cancelled, host, log, progress, ref    # during a call
 
 The host loads this package by its place on disk and runs ``__main__``; nothing is installed into the service's
 environment. Layout, lowest first: ``wire`` and ``lane`` (bytes), ``registry``, ``errors``, ``guard``, ``adapters`` and
 ``values`` (what crosses), ``streams`` and ``references`` (what is lent), ``connection`` (moving it), ``service`` (what
 can be called), ``channel`` (calls both ways), ``context`` (what user code sees of its call), ``control`` and
-``runtime`` (the process).
+``runtime`` (the process), ``faces`` (other ways in).
 """
 
 from .registry import register
@@ -20,6 +21,7 @@ __all__ = [
     "Cancelled",
     "ProxiedSingleton",
     "Service",
+    "ServiceBase",
     "cancelled",
     "expose",
     "host",
@@ -37,6 +39,7 @@ used_names = set()  # type: set[str]
 _PLACES = {
     "Cancelled": "errors",
     "ProxiedSingleton": "singleton",
+    "ServiceBase": "faces.stdio",
     "cancelled": "context",
     "host": "context",
     "local": "singleton",

@@ -14,7 +14,7 @@ from .completion import complete
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any, Callable, Dict, List, Optional, TypeVar, Union, overload
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union, overload
 
     F = TypeVar("F", bound=Callable[..., Any])
 
@@ -129,6 +129,13 @@ class Service:
     def teardown(self) -> None:
         """Let go of what ``setup`` took."""
 
+    def __atoll_functions__(self) -> Iterator[Tuple[str, Callable[..., Any]]]:
+        """What it puts into the function table: names and functions."""
+        for attribute in dir(type(self)):
+            exposed = getattr(getattr(type(self), attribute, None), _MARK, None)
+            if exposed is not None:
+                yield exposed, getattr(self, attribute)
+
 
 class FunctionTable:
     """The exposed functions of one worker, by name, and the services whose methods they are."""
@@ -152,10 +159,8 @@ class FunctionTable:
         """Make the object of a service class and expose its methods. ``setup`` is not called yet."""
         service = cls()
         self.services.append(service)
-        for attribute in dir(type(service)):
-            exposed = getattr(getattr(type(service), attribute, None), _MARK, None)
-            if exposed is not None:
-                self.add(exposed, getattr(service, attribute))
+        for name, function in service.__atoll_functions__():
+            self.add(name, function)
 
     def set_up(self) -> None:
         """Call ``setup`` of every service, in order."""

@@ -19,7 +19,8 @@ from ..errors import ManifestError
 from .annotations import Names
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
-_MODULES = ("atoll_worker", "atoll_worker.service")
+_MODULES = ("atoll_worker", "atoll_worker.service", "atoll_worker.faces.stdio")
+_BASES = ("Service", "ServiceBase")
 
 
 class Exposed(NamedTuple):
@@ -146,14 +147,17 @@ class _Reader:
         for one in self._order(cls):
             for base in one.bases:
                 path = self._names.path(base)
-                if path is not None and not self._is_worker_name(path, "Service"):
+                if path is not None and not self._is_base(path):
                     self._unseen[path] = None
             for name, node in _in_class(one).items():
                 if name not in seen and isinstance(node, _Function):
                     plain = any(
                         isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in node.decorator_list
                     )
-                    self._add(found, self._marked(node, one.body), node, is_method=not plain)
+                    exposed = self._marked(node, one.body)
+                    if name == "process" and self._is_service(cls, "ServiceBase"):
+                        exposed = name
+                    self._add(found, exposed, node, is_method=not plain)
                 seen.add(name)  # an override that is not exposed hides one that is
 
     def _order(self, cls: ast.ClassDef) -> list[ast.ClassDef]:
@@ -165,12 +169,14 @@ class _Reader:
                 found += [one for one in self._order(above) if one not in found]
         return found
 
-    def _is_service(self, cls: ast.ClassDef) -> bool:
+    def _is_service(self, cls: ast.ClassDef, base_name: str = "") -> bool:
+        """Whether a class derives from one of atoll's bases of services, or from the one of this name."""
         return any(
-            self._is_worker_name(self._names.path(base) or "", "Service")
-            for one in self._order(cls)
-            for base in one.bases
+            self._is_base(self._names.path(base) or "", base_name) for one in self._order(cls) for base in one.bases
         )
+
+    def _is_base(self, path: str, name: str = "") -> bool:
+        return any(self._is_worker_name(path, one) for one in ((name,) if name else _BASES))
 
     def _is_worker_name(self, path: str, name: str) -> bool:
         return any(path == f"{module}.{name}" for module in _MODULES)
