@@ -5,7 +5,7 @@ benchmark's interpreter. A part that fails has its error instead of figures, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,24 @@ from benchmarks.startup import run_module
 
 
 def measure_parts(
-    group: str, parts: Iterable[str], python: Path, quick: bool, progress: Callable[[str], None]
+    group: str,
+    parts: Iterable[str],
+    python: Path,
+    quick: bool,
+    progress: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Runs ``benchmarks.GROUP_PART`` for each part. A part's value is its figures, or ``{"error": why}``."""
+    """Runs ``benchmarks.GROUP_PART`` for each part. A part's value is its figures, or ``{"error": why}``.
+
+    ``environment`` is set on top of this process's variables.
+    """
     results: dict[str, dict[str, Any]] = {}
     for part in parts:
         progress(f"measuring {group.replace('_', ' ')}: {part}")
         try:
-            results[part] = run_module(python, f"{group}_{part}", *(["quick"] if quick else []))
+            results[part] = run_module(
+                python, f"{group}_{part}", *(["quick"] if quick else []), environment=environment
+            )
         except Exception as error:
             results[part] = {"error": f"{type(error).__name__}: {error}"}
             progress(f"  left out: {error}")

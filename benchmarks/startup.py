@@ -6,8 +6,9 @@ processes of its own under the benchmark's interpreter; a part that fails has it
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,17 @@ class PartFailed(Exception):
     """A measuring process failed; says what it wrote last."""
 
 
-def run_module(python: Path, module: str, *arguments: str) -> dict[str, Any]:
-    """Runs a measuring module of this package in a process of its own. Returns the object it printed."""
+def run_module(
+    python: Path, module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Runs a measuring module of this package in a process of its own. Returns the object it printed.
+
+    ``environment`` is set on top of this process's variables.
+    """
     done = subprocess.run(
         [str(python), "-m", f"benchmarks.{module}", *arguments],
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=PART_SECONDS,

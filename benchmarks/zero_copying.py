@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contender import ROOT
 from benchmarks.parts import measure_parts
 
 PARTS = ("argument", "result", "place", "small", "threshold", "many", "frames", "table")
@@ -20,5 +21,6 @@ def measure_zero_copy(python: Path, quick: bool, progress: Callable[[str], None]
     results = measure_parts("zero_copy", PARTS, python, quick, progress)
     torch = os.environ.get("ATOLL_BENCH_TORCH")
     if torch:
-        results |= measure_parts("zero_copy", ("tensor",), Path(torch), quick, progress)
+        path = {"PYTHONPATH": str(ROOT / "src")}  # atoll need not be installed there; what it needs must be
+        results |= measure_parts("zero_copy", ("tensor",), Path(torch), quick, progress, path)
     return results
