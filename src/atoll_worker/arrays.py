@@ -18,12 +18,21 @@ from .errors import DecodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
     Reduced = Tuple[Callable[..., Any], Tuple[Any, ...]]
     Reducer = Callable[[Any, "Carrier"], Reduced]
-    # "C" or "F": the bytes are those of the array in this order. Else where the first item is, and the strides.
+    # "C" or "F": the bytes are those of the array in this order. Else where in them the first item is, and the strides.
     Layout = Union[str, Tuple[int, Tuple[int, ...]]]
+
+
+class Shared:
+    """An array in a segment, to be lent so that the other side can write to it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class Carrier:
@@ -59,8 +68,12 @@ class Carrier:
         """
         raise NotImplementedError
 
+    def share(self, value: Any) -> Any:
+        """Reduce an array that the other side may write to, and whose memory must therefore be found in a segment."""
+        raise NotImplementedError
+
     def again(self) -> bool:
-        """Ask for the value to be encoded once more from its start, for the sake of what was noted too late to be heeded.
+        """Ask for the value to be encoded once more from its start, because something was noted too late to be heeded.
 
         Returns:
             False if this is the second time already.
@@ -88,84 +101,216 @@ def library(name: str, what: str) -> Any:
 # -- numpy ---------------------------------------------------------------------------------------------------------
 
 
-def _numpy() -> Any:
+def _numpy(what: str = "") -> Any:
+    """The module, or None where it is not installed; then ``what`` came, if that cannot do without."""
     try:
         import numpy
     except ImportError as error:
+        if not what and isinstance(error, ModuleNotFoundError) and error.name == "numpy":
+            return None
         raise DecodeError(
-            "a numpy array came, but numpy cannot be imported by "
+            f"{what or 'a numpy array'} came, but numpy cannot be imported by "
             f"{sys.executable} ({error}); add numpy to the dependencies of this side"
         ) from None
     return numpy
 
 
 def _spell_dtype(dtype: Any, owner: object) -> Any:
-    """A dtype in words that every numpy understands: a string, or (names, formats, offsets, itemsize)."""
+    """A dtype in words that every numpy understands: a string, or a tuple that begins with what it is.
+
+    Its ``metadata`` does not cross.
+    """
+    module = dtype.type.__module__
+    if module != "numpy":
+        name = dtype.type.__name__
+        if module == "ml_dtypes":
+            return ("ml_dtypes", name, dtype.itemsize)
+        if dtype.names is None or name != "record":  # some versions say that records are of numpy.rec
+            raise Unsupported(owner, f"of dtype {dtype}, which numpy has from {module}")
     if dtype.names is not None:
         fields = [dtype.fields[name] for name in dtype.names]
-        formats = [_spell_dtype(field[0], owner) for field in fields]
-        return (list(dtype.names), formats, [field[1] for field in fields], dtype.itemsize)
+        titles = [field[2] if len(field) > 2 else None for field in fields]
+        spelled = (
+            "struct",
+            list(dtype.names),
+            [_spell_dtype(field[0], owner) for field in fields],
+            [field[1] for field in fields],
+            titles if any(title is not None for title in titles) else None,
+            dtype.itemsize,
+            dtype.isalignedstruct,
+        )
+        return ("record", spelled) if dtype.type.__name__ == "record" else spelled
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return ("subarray", _spell_dtype(base, owner), shape)
-    if dtype.hasobject or dtype.kind not in "biufcSUVMm" or (dtype.kind == "V" and dtype.type.__name__ != "void"):
-        raise Unsupported(owner, f"of dtype {dtype}")
+    kind = dtype.kind
+    if kind not in "biufcSUVMm":
+        why = f"of dtype {dtype}"
+        if kind == "O":
+            why += ", whose items are Python objects; alone in an array, not as a field, they can cross"
+        elif kind == "T":
+            why += "; pass x.astype(object) or x.astype(str)"
+        raise Unsupported(owner, why)
+    if dtype.char in "gG":
+        # As long as on this platform; and what its bytes mean depends on that too.
+        return ("long", dtype.str, sys.modules["numpy"].finfo(dtype.type).nmant)
     return dtype.str
 
 
 def _read_dtype(numpy: Any, spelled: Any) -> Any:
     if isinstance(spelled, str):
         return numpy.dtype(spelled)
-    if len(spelled) == 3:
-        return numpy.dtype((_read_dtype(numpy, spelled[1]), tuple(spelled[2])))
-    names, formats, offsets, itemsize = spelled
-    formats = [_read_dtype(numpy, one) for one in formats]
-    return numpy.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
+    what, *parts = spelled
+    if what == "struct":
+        names, formats, offsets, titles, itemsize, aligned = parts
+        fields = {
+            "names": names,
+            "formats": [_read_dtype(numpy, one) for one in formats],
+            "offsets": offsets,
+            "itemsize": itemsize,
+        }
+        if titles is not None:
+            fields["titles"] = titles
+        return numpy.dtype(fields, align=aligned)
+    if what == "record":
+        return numpy.dtype((numpy.record, _read_dtype(numpy, parts[0])))
+    if what == "subarray":
+        return numpy.dtype((_read_dtype(numpy, parts[0]), tuple(parts[1])))
+    if what == "long":
+        name, bits = parts
+        dtype = numpy.dtype("G" if "c" in name else "g").newbyteorder(name[0])
+        if dtype.str != name or numpy.finfo(dtype.type).nmant != bits:
+            raise DecodeError(f"an array of {name} with {bits} bits of mantissa came, which numpy has not on this side")
+        return dtype
+    if what == "ml_dtypes":
+        return _read_ml_dtype(numpy, parts[0])
+    raise DecodeError(f"{what!r} is no kind of dtype")
+
+
+def _read_ml_dtype(numpy: Any, name: str) -> Any:
+    try:
+        import ml_dtypes  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise DecodeError(
+            f"an array of dtype {name} came, but ml_dtypes cannot be imported by "
+            f"{sys.executable} ({error}); add ml_dtypes to the dependencies of this side"
+        ) from None
+    scalar = getattr(ml_dtypes, name, None)
+    if not isinstance(scalar, type) or not issubclass(scalar, numpy.generic):
+        raise DecodeError(
+            f"an array of dtype {name} came, which ml_dtypes {ml_dtypes.__version__} of this side does not have"
+        )
+    return numpy.dtype(scalar)
 
 
 def _reduce_ndarray(value: Any, carrier: Carrier) -> Reduced:
     dtype = value.dtype
+    flags = value.flags
     if dtype.kind == "O":
-        return restore_object_ndarray, (value.shape, value.ravel().tolist())
+        order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+        return restore_object_ndarray, (value.shape, value.ravel(order).tolist(), order)
     spelled = _spell_dtype(dtype, value)
     if dtype.itemsize == 0:
         raise Unsupported(value, f"of dtype {dtype}, whose items have no bytes")
-    flags = value.flags
-    order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+    if flags.c_contiguous:
+        order = "C"
+    elif flags.f_contiguous:
+        order = "F"
+    else:
+        return _reduce_strided(value, spelled, carrier)
     nbytes = value.nbytes
-    if nbytes < carrier.inline:
+    if nbytes < carrier.inline or not nbytes:
         return restore_ndarray, (spelled, value.shape, order, value.tobytes(order))
     address = value.__array_interface__["data"][0]
-    if flags.c_contiguous or flags.f_contiguous:
-        buffer = carrier.find(address, nbytes)
-        if buffer is None:
-            buffer = carrier.store(
-                nbytes, lambda memory: _copy(memory, value, order), address, lambda: _raw(value, order)
-            )
-        return restore_ndarray, (spelled, value.shape, order, buffer)
-    # Every so many bytes of something larger: where that is in a segment, they need not be brought together.
-    lowest = sum(min(0, stride * (length - 1)) for stride, length in zip(value.strides, value.shape))
-    highest = sum(max(0, stride * (length - 1)) for stride, length in zip(value.strides, value.shape))
-    buffer = carrier.find(address + lowest, highest - lowest + dtype.itemsize)
-    if buffer is not None:
-        return restore_ndarray, (spelled, value.shape, (-lowest, value.strides), buffer)
-    return restore_ndarray, (spelled, value.shape, "C", carrier.store(nbytes, lambda memory: _copy(memory, value, "C")))
+    return restore_ndarray, (spelled, value.shape, order, _carry(carrier, value, address, nbytes))
 
 
-def _raw(value: Any, order: str) -> Any:
+def _reduce_strided(value: Any, spelled: Any, carrier: Carrier) -> Reduced:
+    """An array whose items do not lie one after another, in C's order or Fortran's."""
+    shape, strides, itemsize, nbytes = value.shape, value.strides, value.dtype.itemsize, value.nbytes
+    offset, span = _extent(shape, strides, itemsize)
+    address = value.__array_interface__["data"][0] - offset
+    small = min(span, nbytes) < carrier.inline
+    if span <= nbytes:
+        # Axes are swapped or reversed; or bytes are items more than once: of a broadcast array, of sliding windows.
+        buffer = _raw(value, address, span).tobytes() if small else _carry(carrier, value, address, span)
+        return restore_ndarray, (spelled, shape, (offset, strides), buffer)
+    if not small:
+        # Where all of it is in a segment, they need not be brought together.
+        buffer = carrier.find(address, span)
+        if buffer is not None:
+            return restore_ndarray, (spelled, shape, (offset, strides), buffer)
+    # The items, without what is between them; the axes keep their order, and those along which nothing changes, that.
+    packed, size = [0] * len(shape), itemsize
+    for axis in sorted(range(len(shape)), key=lambda axis: (abs(strides[axis]), -axis)):
+        if strides[axis]:
+            packed[axis] = size
+            size *= shape[axis]
+    core = value[tuple(slice(None) if stride else slice(0, 1) for stride in strides)]
+
+    def fill(memory: memoryview) -> None:
+        numpy = sys.modules["numpy"]
+        dtype, source = core.dtype, core
+        if dtype.names is not None:
+            # As bytes: numpy would leave out what is between fields, and with it what the memory held before.
+            dtype = numpy.dtype(f"V{itemsize}")
+            source = core.view(dtype)
+        # With the interpreter lock released, where it is worth it.
+        numpy.copyto(numpy.ndarray(core.shape, dtype, memory, 0, packed), source, casting="no")
+
+    if small or size < carrier.inline:
+        memory = bytearray(size)
+        fill(memoryview(memory))
+        return restore_ndarray, (spelled, shape, (0, tuple(packed)), bytes(memory))
+    return restore_ndarray, (spelled, shape, (0, tuple(packed)), carrier.store(size, fill))
+
+
+def _extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> Tuple[int, int]:
+    """Where in its memory an array's first item is, and how many bytes that memory has; there are some items."""
+    before = after = 0
+    for length, stride in zip(shape, strides):
+        if stride < 0:
+            before -= stride * (length - 1)
+        else:
+            after += stride * (length - 1)
+    return before, before + after + itemsize
+
+
+class _Memory:
+    """Bytes that lie somewhere in an array's memory, for numpy."""
+
+    def __init__(self, owner: Any, address: int, nbytes: int) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": (address, True)}
+
+
+def _raw(value: Any, address: int, nbytes: int) -> Any:
     # As bytes, because not every dtype (datetime64) offers the buffer protocol itself.
-    return (value.T if order == "F" else value).reshape(-1).view("u1")
+    return sys.modules["numpy"].asarray(_Memory(value, address, nbytes))
 
 
-def _copy(memory: memoryview, value: Any, order: str) -> None:
-    numpy = sys.modules["numpy"]
-    # With the interpreter lock released, where it is worth it.
-    numpy.copyto(numpy.frombuffer(memory, value.dtype).reshape(value.shape, order=order), value, casting="no")
+def _carry(carrier: Carrier, value: Any, address: int, nbytes: int) -> Any:
+    found = carrier.find(address, nbytes)
+    if found is not None:
+        return found
+
+    def fill(memory: memoryview) -> None:
+        numpy = sys.modules["numpy"]
+        # With the interpreter lock released, where it is worth it.
+        numpy.copyto(numpy.frombuffer(memory, "u1"), _raw(value, address, nbytes))
+
+    return carrier.store(nbytes, fill, address, lambda: memoryview(_raw(value, address, nbytes)))
 
 
 def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any) -> Any:
-    """An array on the memory given, writable if that is."""
+    """An array on the memory given, writable if that is.
+
+    Where the same bytes are items more than once, as in a broadcast array, it is read-only, as it is with numpy.
+    Where numpy is not installed, it is an ``ArrayBuffer``.
+    """
     numpy = _numpy()
+    if numpy is None:
+        return _load("array_buffer").of_ndarray(spelled, shape, layout, buffer)
     dtype = _read_dtype(numpy, spelled)
     if dtype.hasobject or dtype.itemsize == 0:
         raise DecodeError(f"bytes cannot be read as items of dtype {dtype}")
@@ -182,7 +327,10 @@ def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer
         return array.reshape(shape, order=layout)
     # What is outside of the buffer, numpy refuses.
     offset, strides = layout
-    return numpy.ndarray(shape, dtype, buffer, offset, strides)
+    array = numpy.ndarray(shape, dtype, buffer, offset, strides)
+    if any(not stride and length > 1 for stride, length in zip(strides, shape)) or size < array.nbytes:
+        array.flags.writeable = False
+    return array
 
 
 def restore_own_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any) -> Any:
@@ -191,19 +339,20 @@ def restore_own_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, bu
 
 
 def restore_read_only_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any) -> Any:
-    """An array that may not."""
+    """An array that may not; where there is no numpy, its memory as it is."""
     array = restore_ndarray(spelled, shape, layout, buffer)
-    array.flags.writeable = False
+    if "numpy" in sys.modules and isinstance(array, sys.modules["numpy"].ndarray):
+        array.flags.writeable = False
     return array
 
 
-def restore_object_ndarray(shape: Tuple[int, ...], items: List[Any]) -> Any:
+def restore_object_ndarray(shape: Tuple[int, ...], items: List[Any], order: str) -> Any:
     """An array of objects, which crossed one by one."""
-    numpy = _numpy()
+    numpy = _numpy("a numpy array of Python objects")
     array = numpy.empty(len(items), dtype=object)
     for index, item in enumerate(items):
         array[index] = item
-    return array.reshape(shape)
+    return array.reshape(shape, order=order)
 
 
 def _reduce_numpy_scalar(value: Any, carrier: Carrier) -> Reduced:
@@ -212,18 +361,31 @@ def _reduce_numpy_scalar(value: Any, carrier: Carrier) -> Reduced:
 
 
 def restore_numpy_scalar(spelled: Any, data: bytes) -> Any:
-    """A scalar of numpy."""
+    """A scalar of numpy; where numpy is not installed, the bool, int, float, complex, str or bytes that equals it, or
+    else an ``ArrayBuffer`` without axes."""
     numpy = _numpy()
+    if numpy is None:
+        return _load("array_buffer").of_scalar(spelled, data)
     dtype = _read_dtype(numpy, spelled)
     if dtype.hasobject or dtype.itemsize != len(data):
         raise DecodeError(f"{len(data)} bytes are no scalar of dtype {dtype}")
     return numpy.frombuffer(data, dtype)[0] if data else dtype.type()
 
 
+def _reduce_dtype(value: Any, carrier: Carrier) -> Reduced:
+    return restore_dtype, ("O" if value.kind == "O" else _spell_dtype(value, value),)
+
+
+def restore_dtype(spelled: Any) -> Any:
+    """A dtype of numpy."""
+    return _read_dtype(_numpy("a dtype of numpy"), spelled)
+
+
 # -- look-up -------------------------------------------------------------------------------------------------------
 
 RESTORERS: Dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (restore_ndarray, restore_object_ndarray, restore_numpy_scalar)
+    function.__name__: function
+    for function in (restore_ndarray, restore_object_ndarray, restore_numpy_scalar, restore_dtype)
 }
 # What to call instead where arrays are the receiver's to write to, and where they are not.
 OWN: Dict[str, Callable[..., Any]] = {"restore_ndarray": restore_own_ndarray}
@@ -239,6 +401,7 @@ _MOVED = {
     "numpy._core.memmap": "numpy",
 }
 
+_PACKAGE = __name__.rpartition(".")[0]
 # Rooms of other libraries, by library or type; loaded when the first of its values comes. Each has ``RESTORERS`` and,
 # for the types, ``BY_NAME``, as above; for what has no fixed name, ``reducer_of``.
 _ROOMS: Dict[str, str] = {
@@ -250,8 +413,11 @@ _ROOMS: Dict[str, str] = {
     "array": "buffers",
     "mmap": "buffers",
     "builtins.memoryview": "buffers",
+    f"{_PACKAGE}.array_buffer.ArrayBuffer": "array_buffer",
 }
-_PACKAGE = __name__.rpartition(".")[0]
+
+# And by what a type offers, asked for last.
+_PROTOCOLS = {"__cuda_array_interface__": "cuda"}
 
 # The restorers of the rooms loaded so far.
 room_restorers: Set[Callable[..., Any]] = set()
@@ -275,19 +441,32 @@ def array_reducer_of(cls: type) -> Optional[Reducer]:
                 reducer = loaded.BY_NAME.get(place)
                 if reducer is None and hasattr(loaded, "reducer_of"):
                     reducer = loaded.reducer_of(cls)
-            elif module == "numpy":
+            elif module.partition(".")[0] in ("numpy", "ml_dtypes"):
                 numpy = sys.modules.get("numpy")
                 if numpy is not None and issubclass(cls, numpy.generic):
                     reducer = _reduce_numpy_scalar
+                elif numpy is not None and issubclass(cls, numpy.dtype):
+                    reducer = _reduce_dtype
+            else:
+                reducer = _reducer_by_protocol(cls)
         if reducer is not None:
             _found[cls] = reducer
     return reducer
 
 
+def _reducer_by_protocol(cls: type) -> Optional[Reducer]:
+    for protocol, room in _PROTOCOLS.items():
+        # Not hasattr, which would run code of a metaclass.
+        if any(protocol in base.__dict__ for base in cls.__mro__):
+            reducer: Optional[Reducer] = _load(room).reducer_of(cls)
+            return reducer
+    return None
+
+
 def room_restorer(module: str, name: str) -> Optional[Callable[..., Any]]:
     """The restorer of that name in a room of another library, or None if there is none."""
     package, _, room = module.rpartition(".")
-    if package != _PACKAGE or room not in _ROOMS.values():
+    if package != _PACKAGE or (room not in _ROOMS.values() and room not in _PROTOCOLS.values()):
         return None
     restorer: Optional[Callable[..., Any]] = _load(room).RESTORERS.get(name)
     return restorer

@@ -19,6 +19,7 @@ lent just now goes into the frame's own buffers, as everything does where there 
 from __future__ import annotations
 
 from _struct import Struct
+from errno import EMFILE
 
 from .errors import DecodeError
 from .loans import CannotLend
@@ -40,6 +41,8 @@ MEMORY, BYTES, BYTEARRAY = 0, 1, 2
 # Bytes from which on a part has a segment of its own, and how many of one message may have.
 OWN_SEGMENT = 1 << 18
 _MOST_OWN = 64
+# Bytes that take so long to copy that the other side may wake up meanwhile.
+_MUCH = 1 << 19
 # What begins in a segment begins at a multiple of this: what processors and Arrow like.
 _ALIGNMENT = 64
 
@@ -89,11 +92,15 @@ class Cargo:
     Args:
         parts: where to gather them; empty again once they were loaded.
         loans: with the side that the value goes to; None if nothing can be lent it.
+
+    Attributes:
+        announce: called before much is copied.
     """
 
     def __init__(self, parts: List[Part], loans: Optional[Loans]) -> None:
         self._loans = loans
         self.parts = parts
+        self.announce: Optional[Callable[[], None]] = None
         self._by_address: Dict[Tuple[int, int], int] = {}
         self._cells: List[int] = []  # of what was lent last
 
@@ -155,6 +162,8 @@ class Cargo:
         self._cells = cells = []
         made: List[Segment] = []
         lent: Dict[Tuple[int, bool], Tuple[int, int]] = {}
+        # What is both read and written to, as with `f(a, out=a)`, is one memory over there too.
+        shared = {id(part.thing) for part in parts if part.is_shared}
         try:
             if loans is not None:
                 self._copy(parts, made)
@@ -164,6 +173,7 @@ class Cargo:
                 if part.same >= 0:
                     kind, number = SAME, part.same
                 elif part.thing is not None and loans is not None:
+                    part.is_shared = id(part.thing) in shared
                     key = id(part.thing), part.is_shared
                     place = lent.get(key)
                     if place is None:
@@ -175,6 +185,8 @@ class Cargo:
                         number, cell = place
                         kind, offset = (SHARED if part.is_shared else SEGMENT), part.offset
                 if kind == FRAME:
+                    if part.is_shared:
+                        raise OSError(EMFILE, "the memory that is to be written to cannot be passed")
                     buffers.append(part.bytes())
                 entries.append(_ENTRY.pack(kind, part.form, cell, number, offset, part.length))
         except BaseException:
@@ -192,6 +204,8 @@ class Cargo:
         """Copy what has no segment yet into one."""
         shared: List[Part] = []
         size = own = 0
+        if self.announce is not None and sum(part.length for part in parts if part.thing is None) >= _MUCH:
+            self.announce()
         for part in parts:
             if part.thing is not None or part.same >= 0:
                 continue

@@ -100,6 +100,7 @@ class Channel:
         self._end_fork = end_fork
         self._interruption = interruption
         self._encoder = Encoder(lending, loans)
+        self._encoder.announce = connection.announce
         # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
         self._decoder = Decoder(checked=False, side="the worker", lending=lending, loans=loans)
         self._turn = RLock()  # held by whoever moves frames; it knows its owner, which an interruption makes us forget

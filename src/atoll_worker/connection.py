@@ -54,6 +54,8 @@ _MANY_POLLS = range(50)
 _FEW_POLLS = range(2)
 _YIELDS = range(60)
 _NONE = range(0)
+# Seconds to yield after a frame was announced: copying 50 MB takes less.
+_EXPECTING = 0.005
 _TOGETHER = 16
 
 # Milliseconds of the first sleeps; the last one repeats. Each ends with another look at the slot.
@@ -186,6 +188,11 @@ class Connection:
             else:
                 left.append(piece)
         return left
+
+    def announce(self) -> None:
+        """A frame will follow as soon as much has been copied: let the other side wake up meanwhile."""
+        if self._lane is not None and self._words[self._lane.peer_asleep_word]:
+            self._wake()
 
     def _wake(self) -> None:
         try:
@@ -330,6 +337,8 @@ class Connection:
                     nap = _NAPS[min(naps, len(_NAPS) - 1)]
                     if self._poll(deadline, nap):
                         self.drain_wakes()
+                        self.end_sleep()
+                        self._yield_while_expecting()
                     elif deadline is None and naps == 1 and self.on_idle is not None:
                         self.on_idle()
                     naps += 1
@@ -452,6 +461,15 @@ class Connection:
             self._learn(yields)
         finally:
             _yielding.discard(self)
+
+    def _yield_while_expecting(self) -> None:
+        """After a wake that nothing came with: what it announces is being copied, for some milliseconds at most."""
+        if self._lane is None or self._announced or not self._yields or _yielding:
+            return
+        words, word, read = self._words, self._read_word, self._read
+        until = time.monotonic() + _EXPECTING
+        while words[word] == read and time.monotonic() < until:
+            _sched_yield()
 
     def _learn(self, yields: int) -> None:
         """What came after a single yield came from this very processor, where polling only keeps the other side from

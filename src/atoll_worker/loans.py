@@ -145,6 +145,7 @@ class Loans:
         self._used_cells = 0
         self._out: Dict[int, Any] = {}
         self._known: Set[int] = set()
+        self._writable: Set[int] = set()  # of those known, what the other side can write to
         self._their_cells: Optional[mmap] = None  # of what is borrowed
         self._borrowed: Dict[int, Borrowed] = {}
         self._lost: Set[int] = set()
@@ -183,6 +184,8 @@ class Loans:
         if number not in self._known:
             self._pass(_SEGMENT, number, size, fd)
             self._known.add(number)
+        if writable:
+            self._writable.add(number)
         if self._free_cells:
             cell = self._free_cells.pop()
         elif self._used_cells < CELLS:
@@ -247,6 +250,7 @@ class Loans:
         """This side let go of a segment. With the store's lock held."""
         if number in self._known:
             self._known.discard(number)
+            self._writable.discard(number)
             self.on_forget(number)
 
     def lent(self) -> List[Tuple[Any, int]]:
@@ -267,6 +271,10 @@ class Loans:
         if held is None or owner.borrowed.lender is self or not owner.is_clean(offset, nbytes):
             return None
         return held, offset
+
+    def can_write(self, segment: Segment) -> bool:
+        """Whether the other side can be lent it to write to: once it was lent to be read, only who could before."""
+        return not segment.is_sealed or segment.number in self._writable
 
     # -- borrowing -------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from io import BytesIO
 
 from . import adapters, arrays
 from .adapters import Unsupported, build_registered, children, reducer_of
-from .arrays import Carrier, array_reducer_of
+from .arrays import Carrier, Shared, array_reducer_of
 from .errors import DecodeError, EncodeError, SegmentsExhausted
 from .registry import by_name
 
@@ -74,6 +74,8 @@ class _DataPickler(Pickler):
         array_reducer = array_reducer_of(cls)
         if array_reducer is not None:
             return array_reducer(value, self.carrier)
+        if cls is Shared:
+            return self.carrier.share(value.value)
         if cls is _Function and (value in _RESTORER_FUNCTIONS or value in arrays.room_restorers):
             return NotImplemented  # by its name, as pickle does it
         lending = self.lending
@@ -94,6 +96,7 @@ class Encoder(Carrier):
 
     Attributes:
         lends_callables: lend callables too, as in arguments; else only iterators and what ``ref`` was called on.
+        announce: called before so much is copied that the other side may wake up meanwhile.
     """
 
     inline = INLINE_BUFFER
@@ -106,6 +109,10 @@ class Encoder(Carrier):
         self.lends_callables = False
         self._lent: List[Any] = []
         self._chunks: List[Any] = []
+        self.announce: Optional[Callable[[], None]] = None
+        self._is_sharing = False
+        self.notes: Dict[Any, Any] = {}
+        self._wants_again: Optional[bool] = None  # False: it had it
         self._parts: List[Part] = []
         self._cargo: Optional[Cargo] = None
         self._buffers: List[memoryview] = []
@@ -134,19 +141,30 @@ class Encoder(Carrier):
             self._lent.clear()
         try:
             self._dump(value)
-            if not self._parts and len(chunks) == 1:
+            if not self._parts and len(chunks) == 1 and not self.notes:
                 payload: bytes = chunks[0]
             else:
+                if self._wants_again:
+                    self._dump_again(value)
                 payload = self._load(chunks)
         except BaseException:
             chunks.clear()
             self._buffers.clear()
             self.take_back()
+            self.notes.clear()
+            self._wants_again = None
             self._reset()
             raise
         self._clear()  # the memo would keep every part of the value alive
         chunks.clear()
         return payload
+
+    def _dump_again(self, value: Any) -> None:
+        self._chunks.clear()
+        self.take_back()
+        self._clear()
+        self._wants_again = False
+        self._dump(value)
 
     # -- as a carrier, while encoding ------------------------------------------------------------------------
 
@@ -160,7 +178,19 @@ class Encoder(Carrier):
         return False
 
     def find(self, address: int, nbytes: int) -> Any:
-        return _STORED if self._open_cargo().find(len(self._chunks), address, nbytes) else None
+        found = self._open_cargo().find(len(self._chunks), address, nbytes, self._is_sharing)
+        return _STORED if found else None
+
+    def share(self, value: Any) -> Any:
+        reducer = array_reducer_of(type(value))
+        assert reducer is not None
+        self.inline, inline = 0, self.inline
+        self._is_sharing = True
+        try:
+            return reducer(value, self)
+        finally:
+            self.inline = inline
+            self._is_sharing = False
 
     def store(
         self,
@@ -172,16 +202,26 @@ class Encoder(Carrier):
         self._open_cargo().store(len(self._chunks), nbytes, fill, address, raw)
         return _STORED
 
+    def again(self) -> bool:
+        if self._wants_again is False:
+            return False
+        self._wants_again = True
+        return True
+
     def _open_cargo(self) -> Cargo:
         cargo = self._cargo
         if cargo is None:
             from .cargo import Cargo
 
             cargo = self._cargo = Cargo(self._parts, self._loans() if self._loans is not None else None)
+            cargo.announce = self.announce
         return cargo
 
     def _load(self, chunks: List[Any]) -> bytes:
         """The payload where there may be cargo."""
+        if self.notes:
+            self.notes.clear()
+            self._wants_again = None
         if self._loans is not None and len(chunks) > 1:
             self._unload_chunks(chunks)
         pickle: bytes = chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -60,6 +60,7 @@ class Channel:
         self.index = index
         self.connection = connection
         self.encoder = Encoder(worker.lending, worker.loans)
+        self.encoder.announce = connection.announce
         self.encoder.for_arguments(True)
         self.decoder = Decoder(checked=True, side="the host", lending=worker.lending, read_only=True, loans=worker.loans)
         self.retired = False

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays that live in shared memory from the start, so that passing them costs the same at any size.
+
+The same on both sides: ``atoll.empty`` and ``atoll.asarray`` in the host, ``atoll_worker.empty`` and
+``atoll_worker.asarray`` in a worker.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .segments import Segment, store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional, Sequence, Tuple, Union
+
+
+def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str = "C") -> Any:
+    """A new array in shared memory, whose items may be anything, as those of ``numpy.empty``.
+
+    It can be written to and passed any number of times; whoever it is passed to reads the very same memory, so it must
+    not be written to while a call that was given it is in progress. Its memory is used again once nothing refers to it.
+
+    Args:
+        shape: its shape, or its length.
+        dtype: of its items; a ``torch.dtype`` for a tensor of torch, else anything that numpy takes.
+        order: ``"C"`` or ``"F"``, of an array of numpy.
+
+    Raises:
+        SegmentsExhausted: the memory budget is used up.
+        TypeError: items of this dtype are no plain bytes.
+    """
+    dimensions: Tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+    if type(dtype).__module__ == "torch":
+        torch = sys.modules["torch"]
+        tensor = torch.empty(0, dtype=dtype)
+        count = 1
+        for length in dimensions:
+            count *= length
+        if not count:
+            return torch.empty(dimensions, dtype=dtype)
+        memory = _memory(count * tensor.element_size())
+        return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(dimensions)
+    import numpy
+
+    kind = numpy.dtype(dtype)
+    if kind.hasobject:
+        raise TypeError(f"an array of dtype {kind} holds references to objects, which cannot lie in shared memory")
+    array = numpy.ndarray(dimensions, kind, order=order) if kind.itemsize == 0 or 0 in dimensions else None
+    if array is not None:
+        return array
+    count = 1
+    for length in dimensions:
+        count *= length
+    return numpy.frombuffer(_memory(count * kind.itemsize), kind).reshape(dimensions, order=order)
+
+
+def asarray(value: Any) -> Any:
+    """An array in shared memory with the items of ``value``, which is an array, a tensor or what numpy makes one of.
+
+    An array that lies in shared memory already, and can be written to, is returned itself.
+
+    Raises:
+        SegmentsExhausted, TypeError: as ``empty``.
+    """
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "untyped_storage"):
+        if segment_of(value.data_ptr(), value.untyped_storage().nbytes()) is not None:
+            return value
+        tensor = empty(tuple(value.shape), value.dtype)
+        tensor.copy_(value.detach())
+        return tensor
+    import numpy
+
+    array = numpy.asarray(value)
+    if array.flags.writeable and segment_of(*span_of(array)) is not None:
+        return array
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    copy = empty(array.shape, array.dtype, order)
+    numpy.copyto(copy, array, casting="no")
+    return copy
+
+
+def span_of(array: Any) -> Tuple[int, int]:
+    """Address of the first byte of an array of numpy, and how many there are to its last."""
+    address: int = array.__array_interface__["data"][0]
+    steps = [stride * (length - 1) for stride, length in zip(array.strides, array.shape)]
+    lowest = sum(step for step in steps if step < 0)
+    return address + lowest, sum(map(abs, steps)) + array.itemsize
+
+
+def segment_of(address: int, nbytes: int) -> Optional[Segment]:
+    """This process's segment that these bytes lie in; None if they lie elsewhere."""
+    with store.lock:
+        found = store.find(address, nbytes)
+    return found[0] if found is not None and type(found[0]) is Segment else None
+
+
+def _memory(nbytes: int) -> memoryview:
+    segment = store.allocate(nbytes)
+    try:
+        held = store.keep(segment)
+    except BaseException:
+        store.let_go(segment)
+        raise
+    return memoryview(held).cast("B")[:nbytes]
