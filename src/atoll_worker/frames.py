@@ -17,6 +17,8 @@ Only what pandas documents is used here, because the two versions differ.
 
 from __future__ import annotations
 
+import sys
+
 from .adapters import Unsupported
 from .arrays import library
 from .errors import DecodeError
@@ -60,8 +62,7 @@ def _take_categorical(array: Any) -> Parts:
 
 
 def _take_zoned(array: Any) -> Parts:
-    import numpy
-
+    numpy = sys.modules["numpy"]
     unit = array.dtype.unit
     return "zoned", numpy.asarray(array, dtype=f"M8[{unit}]"), _spell_zone(array.dtype.tz)
 
@@ -262,8 +263,7 @@ def _reduce_index(value: Any, carrier: Carrier) -> Reduced:
 
 
 def _codes(codes: Any) -> Any:
-    import numpy
-
+    numpy = sys.modules["numpy"]
     return numpy.asarray(codes)
 
 
@@ -341,8 +341,7 @@ def _only_block(value: Any) -> Any:
         return None
     if not (block.flags.c_contiguous or block.flags.f_contiguous):
         return None
-    import numpy
-
+    numpy = sys.modules["numpy"]
     # pandas puts several blocks together in memory of its own.
     return block if numpy.shares_memory(block, value.iloc[:, 0].to_numpy()) or not block.size else None
 
