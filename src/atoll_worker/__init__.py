@@ -30,6 +30,7 @@ __all__ = [
     "progress",
     "ref",
     "register",
+    "run_worker",
     "traceparent",
 ]
 
@@ -46,6 +47,7 @@ _PLACES = {
     "log": "logs",
     "progress": "context",
     "ref": "references",
+    "run_worker": "faces.pyproc",
     "traceparent": "tracing",
 }
 

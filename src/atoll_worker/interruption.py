@@ -14,9 +14,26 @@ from .errors import Cancelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Optional
+    from typing import Any, Callable, Optional, Protocol
 
     from .channel import Channel
+
+    class CallInProgress(Protocol):
+        """What is asked of who is served on the main thread; a ``Channel`` is one."""
+
+        thread: int
+        in_user_code: bool
+        interrupted_call: int
+
+        @property
+        def call_number(self) -> int:
+            """Number of the call in progress; 0 when there is none."""
+
+        def concerns(self, call_id: int) -> bool:
+            """Whether the call of this id is in progress."""
+
+        def do_pending(self) -> None:
+            """What was left to be done between calls."""
 
 
 _FOLDER = __file__.rpartition("/")[0]
@@ -39,23 +56,23 @@ class MainThread:
     def __init__(self) -> None:
         import _signal
 
-        self._channel: Optional[Channel] = None
+        self._channel: Optional[CallInProgress] = None
         self._number = _signal_number()
         self._kill: Callable[[int, int], object] = getattr(_signal, "pthread_kill", lambda thread, number: None)
         if self._number is not None:
             _signal.signal(self._number, self._handle)
 
-    def serves(self, channel: Channel) -> None:
+    def serves(self, channel: CallInProgress) -> None:
         """The channel that the main thread serves from now on."""
         self._channel = channel
 
-    def interrupt(self, channel: Channel) -> None:
+    def interrupt(self, channel: CallInProgress) -> None:
         """Raise ``Cancelled``, if the channel's thread is in user code of the call that ``interrupted_call`` names;
         else let it look whether there is something to do. From any thread."""
         if self._number is not None:
             self._kill(channel.thread, self._number)
 
-    def settle(self, channel: Channel) -> None:
+    def settle(self, channel: CallInProgress) -> None:
         """After this no interruption comes late. Nothing is to be done: the handler looks before it raises."""
 
     def _handle(self, number: int, frame: Any) -> None:

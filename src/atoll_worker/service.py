@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DESCRIBE = "__describe__"
 
 _MARK = "__atoll_exposed__"
+
+# Every function exposed in this process, by name: a program that serves itself has them in several modules.
+_exposed_here: Dict[str, Any] = {}
 _IDEMPOTENT = "__atoll_idempotent__"
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ def expose_as(function: F, name: Optional[str], idempotent: bool = False) -> F:
         raise TypeError(f"@expose: {exposed!r} cannot be an exposed name; begin with a letter, use name=... if need be")
     try:
         setattr(inner, _MARK, exposed)
+        _exposed_here[exposed] = inner
         if idempotent:
             mark_idempotent(inner)
     except AttributeError:
@@ -188,6 +192,24 @@ def _place(function: Any) -> str:
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
 
 
+def _add_members(table: FunctionTable, module: ModuleType) -> None:
+    """What a module itself defines."""
+    members = list(vars(module).values())
+    bases = {base for one in members if _is_own_service(one, module) for base in one.__mro__[1:]}
+    made = set()  # a class may have two names
+    for one in members:
+        if _is_own_service(one, module):
+            if one not in bases and one not in made:
+                made.add(one)
+                table.add_service(one)
+        elif (
+            not isinstance(one, type)
+            and getattr(one, "__module__", None) == module.__name__
+            and isinstance(getattr(one, _MARK, None), str)
+        ):
+            table.add(getattr(one, _MARK), one)
+
+
 def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTable:
     """The function table of a service's module: its exposed functions and its ``Service`` classes, or one class.
 
@@ -207,20 +229,7 @@ def table_of_module(module: ModuleType, class_name: Optional[str]) -> FunctionTa
             )
         table.add_service(cls)
     else:
-        members = list(vars(module).values())
-        bases = {base for one in members if _is_own_service(one, module) for base in one.__mro__[1:]}
-        made = set()  # a class may have two names
-        for one in members:
-            if _is_own_service(one, module):
-                if one not in bases and one not in made:
-                    made.add(one)
-                    table.add_service(one)
-            elif (
-                not isinstance(one, type)
-                and getattr(one, "__module__", None) == module.__name__
-                and isinstance(getattr(one, _MARK, None), str)
-            ):
-                table.add(getattr(one, _MARK), one)
+        _add_members(table, module)
     if not table.functions:
         raise ValueError(
             f"{_name_of(module)} exposes nothing: mark functions, or methods of a Service class, with @expose"
@@ -232,6 +241,23 @@ def _is_own_service(one: object, module: ModuleType) -> bool:
     return (
         isinstance(one, type) and issubclass(one, Service) and one is not Service and one.__module__ == module.__name__
     )
+
+
+def table_of_program(module: ModuleType) -> FunctionTable:
+    """The function table of a program that serves itself: what its main module has, and every other function that was
+    exposed in this process so far, wherever it was defined. It may be empty.
+
+    Raises:
+        ValueError: a name is exposed twice in that module.
+    """
+    table = FunctionTable()
+    _add_members(table, module)
+    for name, function in _exposed_here.items():
+        # Of those of one name, the last, as in a module. A method is exposed by its object only.
+        is_method = "." in getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+        if name not in table.functions and not is_method:
+            table.add(name, function)
+    return table
 
 
 def _name_of(module: ModuleType) -> str:

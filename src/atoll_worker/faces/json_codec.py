@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as JSON and back, many times a second: by orjson or msgspec where the user's environment has them, else by the
+standard library, at its fastest.
+
+What always holds here, whichever it is: NaN and the infinities are errors in both directions, never ``null`` and never
+what is no JSON; what cannot be written is an error that names the part; and what the fast way does not know, but JSON
+has a common form for, is written all the same: dates and times in ISO 8601, what numpy made as numbers and lists, keys
+of other kinds as text. What does not belong here: what the JSON means.
+"""
+
+from __future__ import annotations
+
+from . import answers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, NoReturn, Tuple, Union
+
+    Bytes = Union[bytes, bytearray, memoryview]
+    # Name, and functions that write and read.
+    Made = Tuple[str, Callable[[Any], bytes], Callable[[Bytes], Any]]
+
+AUTOMATIC, STANDARD, ORJSON, MSGSPEC = "auto", "json", "orjson", "msgspec"
+NAMES = (AUTOMATIC, STANDARD, ORJSON, MSGSPEC)
+
+
+class Codec:
+    """One way to write and read JSON.
+
+    Args:
+        name: one of ``NAMES``; ``auto`` takes what there is.
+
+    Attributes:
+        name: which it came to.
+        decode: bytes to a value; raises ValueError, or RecursionError where it is nested too deeply.
+
+    Raises:
+        ValueError: there is no such codec.
+        ImportError: the library it needs is not in this environment.
+    """
+
+    def __init__(self, name: str = AUTOMATIC) -> None:
+        if name not in NAMES:
+            raise ValueError(f"there is no JSON codec {name!r}; there are {', '.join(NAMES)}")
+        self.name, self._write, self.decode = _MAKERS[name]()
+
+    def encode(self, value: Any) -> bytes:
+        """A value as JSON, in UTF-8.
+
+        Raises:
+            EncodeError: JSON cannot carry it; the message names the part that it cannot.
+        """
+        try:
+            payload: bytes = self._write(value)
+        except Exception:  # also what a value raises at being looked at
+            payload = answers.write_json(_plain(value, 0), "result").encode()
+        return payload
+
+
+def _standard() -> Made:
+    import json
+    from json import encoder
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    def write(value: Any) -> bytes:
+        try:
+            return "".join(pieces(value, 0)).encode()
+        except UnicodeEncodeError:  # half a pair of surrogates has an escape, but no UTF-8
+            return json.dumps(value, allow_nan=False).encode()
+
+    plain = encoder.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    # `json.dumps` makes both the encoder and its compiled part anew for each value, which for a small one takes longer
+    # than writing it (benchmarks/pyproc_wire.py).
+    make = getattr(encoder, "c_make_encoder", None)
+    pieces: Callable[[Any, int], Any] = lambda value, level: plain.encode(value)  # noqa: E731
+    if make is not None:
+        try:
+            compiled = make(None, plain.default, encoder.encode_basestring, None, ":", ",", False, False, False)
+            if "".join(compiled([1.5, "é", None], 0)) == '[1.5,"é",null]':
+                pieces = compiled
+        except Exception:
+            pass  # a Python whose parts are other ones
+
+    strict = json.JSONDecoder(parse_constant=refuse)
+    scan: Callable[[str, int], Any] = strict.scan_once  # type: ignore[attr-defined]  # since Python 3.0
+
+    def read(payload: Bytes) -> Any:
+        text = str(payload, "utf-8")
+        try:
+            value, end = scan(text, 0)
+        except StopIteration:
+            return strict.decode(text)  # white space first, or an error that says where
+        return value if end == len(text) else strict.decode(text)
+
+    return STANDARD, write, read
+
+
+def _orjson() -> Made:
+    import orjson  # type: ignore[import-not-found]  # the user's own, if there
+
+    dumps = orjson.dumps
+
+    def write(value: Any) -> bytes:
+        payload: bytes = dumps(value)
+        return payload if b"null" not in payload else _if_finite(value, payload)
+
+    return ORJSON, write, orjson.loads
+
+
+def _msgspec() -> Made:
+    import msgspec.json  # the user's own, if there
+
+    encode = msgspec.json.Encoder().encode
+
+    def write(value: Any) -> bytes:
+        payload: bytes = encode(value)
+        return payload if b"null" not in payload else _if_finite(value, payload)
+
+    return MSGSPEC, write, msgspec.json.Decoder().decode
+
+
+def _automatic() -> Made:
+    for make in (_orjson, _msgspec):
+        try:
+            return make()
+        except Exception:
+            pass  # it is not there, or half
+    return _standard()
+
+
+_MAKERS = {AUTOMATIC: _automatic, STANDARD: _standard, ORJSON: _orjson, MSGSPEC: _msgspec}
+
+
+def _if_finite(value: Any, payload: bytes) -> bytes:
+    """These libraries write NaN as ``null``: where a ``null`` stands, somebody has to look.
+
+    Raises:
+        ValueError: there was a number that JSON has no form for.
+    """
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        kind = type(one)
+        if kind is dict:
+            waiting += one.values()
+        elif kind is list or kind is tuple:
+            waiting += one
+        elif isinstance(one, float) and not -_INFINITY < one < _INFINITY:
+            raise ValueError(f"there is no {one!r} in JSON")
+        elif kind not in _PLAIN:  # of the user's own: let the other way say
+            raise ValueError(f"a {kind.__name__} is not looked into")
+    return payload
+
+
+_INFINITY = float("inf")
+_PLAIN = (str, int, bool, float, type(None))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """The same of plain containers and scalars, as far as there is a common form; the rest is left as it is."""
+    if depth > 100:
+        return value
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, dict):
+        return {_key(key): _plain(one, depth + 1) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, depth + 1) for one in value]
+    if kind.__module__ == "numpy" and hasattr(kind, "tolist"):
+        made = value.tolist()
+        return value if type(made) is kind else _plain(made, depth + 1)
+    if _is_time(value):
+        return value.isoformat()
+    return value
+
+
+def _key(key: Any) -> Any:
+    if type(key) in _PLAIN:
+        return key
+    if type(key).__module__ == "numpy" and hasattr(type(key), "item"):
+        return _key(key.item())
+    if _is_time(key):
+        return key.isoformat()
+    # Any number of names, as a table has them whose columns have several levels.
+    return str(key) if type(key) is tuple else key
+
+
+def _is_time(value: Any) -> bool:
+    import datetime
+
+    # One that is not equal to itself is none, as NaN is no number.
+    return isinstance(value, (datetime.date, datetime.time)) and bool(value == value)
