@@ -120,6 +120,9 @@ def _spell_dtype(dtype: Any, owner: object) -> Any:
 
     Its ``metadata`` does not cross.
     """
+    kind = dtype.kind
+    if kind == "T":
+        raise Unsupported(owner, f"of dtype {dtype}; pass x.astype(object) or x.astype(str)")
     module = dtype.type.__module__
     if module != "numpy":
         name = dtype.type.__name__
@@ -143,14 +146,9 @@ def _spell_dtype(dtype: Any, owner: object) -> Any:
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return ("subarray", _spell_dtype(base, owner), shape)
-    kind = dtype.kind
     if kind not in "biufcSUVMm":
-        why = f"of dtype {dtype}"
-        if kind == "O":
-            why += ", whose items are Python objects; alone in an array, not as a field, they can cross"
-        elif kind == "T":
-            why += "; pass x.astype(object) or x.astype(str)"
-        raise Unsupported(owner, why)
+        of_objects = ", whose items are Python objects; alone in an array, not as a field, they can cross"
+        raise Unsupported(owner, f"of dtype {dtype}{of_objects if kind == 'O' else ''}")
     if dtype.char in "gG":
         # As long as on this platform; and what its bytes mean depends on that too.
         return ("long", dtype.str, sys.modules["numpy"].finfo(dtype.type).nmant)
@@ -227,25 +225,25 @@ def _reduce_ndarray(value: Any, carrier: Carrier) -> Reduced:
 
 def _reduce_strided(value: Any, spelled: Any, carrier: Carrier) -> Reduced:
     """An array whose items do not lie one after another, in C's order or Fortran's."""
-    shape, strides, itemsize, nbytes = value.shape, value.strides, value.dtype.itemsize, value.nbytes
-    offset, span = _extent(shape, strides, itemsize)
-    address = value.__array_interface__["data"][0] - offset
-    small = min(span, nbytes) < carrier.inline
-    if span <= nbytes:
-        # Axes are swapped or reversed; or bytes are items more than once: of a broadcast array, of sliding windows.
-        buffer = _raw(value, address, span).tobytes() if small else _carry(carrier, value, address, span)
-        return restore_ndarray, (spelled, shape, (offset, strides), buffer)
-    if not small:
-        # Where all of it is in a segment, they need not be brought together.
-        buffer = carrier.find(address, span)
-        if buffer is not None:
-            return restore_ndarray, (spelled, shape, (offset, strides), buffer)
-    # The items, without what is between them; the axes keep their order, and those along which nothing changes, that.
+    shape, strides, itemsize = value.shape, value.strides, value.dtype.itemsize
+    # What it would be without bytes between the items: its axes in the same order, and those without steps 1 long.
     packed, size = [0] * len(shape), itemsize
     for axis in sorted(range(len(shape)), key=lambda axis: (abs(strides[axis]), -axis)):
         if strides[axis]:
             packed[axis] = size
             size *= shape[axis]
+    offset, span = _extent(shape, strides, itemsize)
+    address = value.__array_interface__["data"][0] - offset
+    is_small = min(span, size) < carrier.inline
+    if span <= size:
+        # Axes are swapped or reversed, or bytes are items more than once, as of a broadcast array or sliding windows.
+        buffer = _raw(value, address, span).tobytes() if is_small else _carry(carrier, value, address, span)
+        return restore_ndarray, (spelled, shape, (offset, strides), buffer)
+    if not is_small:
+        # Where all of it is in a segment, they need not be brought together.
+        buffer = carrier.find(address, span)
+        if buffer is not None:
+            return restore_ndarray, (spelled, shape, (offset, strides), buffer)
     core = value[tuple(slice(None) if stride else slice(0, 1) for stride in strides)]
 
     def fill(memory: memoryview) -> None:
@@ -258,7 +256,7 @@ def _reduce_strided(value: Any, spelled: Any, carrier: Carrier) -> Reduced:
         # With the interpreter lock released, where it is worth it.
         numpy.copyto(numpy.ndarray(core.shape, dtype, memory, 0, packed), source, casting="no")
 
-    if small or size < carrier.inline:
+    if is_small:
         memory = bytearray(size)
         fill(memoryview(memory))
         return restore_ndarray, (spelled, shape, (0, tuple(packed)), bytes(memory))
@@ -417,7 +415,13 @@ _ROOMS: Dict[str, str] = {
 }
 
 # And by what a type offers, asked for last.
-_PROTOCOLS = {"__cuda_array_interface__": "cuda"}
+_PROTOCOLS = {
+    "__dlpack__": "interfaces",
+    "__cuda_array_interface__": "cuda",
+    "__array_interface__": "interfaces",
+    "__arrow_c_stream__": "interfaces",
+    "__arrow_c_array__": "interfaces",
+}
 
 # The restorers of the rooms loaded so far.
 room_restorers: Set[Callable[..., Any]] = set()
@@ -459,7 +463,8 @@ def _reducer_by_protocol(cls: type) -> Optional[Reducer]:
         # Not hasattr, which would run code of a metaclass.
         if any(protocol in base.__dict__ for base in cls.__mro__):
             reducer: Optional[Reducer] = _load(room).reducer_of(cls)
-            return reducer
+            if reducer is not None:
+                return reducer
     return None
 
 
