@@ -524,6 +524,11 @@ def _instead_of(cls: type) -> Optional[str]:
         return "what it comes to, with asyncio.run(x)"
     if any(base.__module__.partition(".")[0] == "numpy" and base.__name__ == "ndarray" for base in cls.__mro__[1:]):
         return ".filled() and .mask" if cls.__name__ == "MaskedArray" else "numpy.asarray(x)"
+    for base in cls.__mro__[1:]:
+        if base.__module__.partition(".")[0] == "pandas" and base.__name__ in ("DataFrame", "Series"):
+            return f"pandas.{base.__name__}(x)"
+    if any("__array__" in base.__dict__ for base in cls.__mro__):
+        return "numpy.asarray(x)"
     return None
 
 
