@@ -412,6 +412,7 @@ _ROOMS: Dict[str, str] = {
     "mmap": "buffers",
     "builtins.memoryview": "buffers",
     f"{_PACKAGE}.array_buffer.ArrayBuffer": "array_buffer",
+    f"{_PACKAGE}.device_array.DeviceArray": "cuda",
 }
 
 # And by what a type offers, asked for last.
