@@ -51,6 +51,7 @@ from .errors import (
     RemoteProtocolError,
     ResolutionError,
     SandboxUnavailable,
+    SegmentsExhausted,
     ServiceClosed,
     ServiceCrashed,
     ServiceFailed,
@@ -65,11 +66,13 @@ from .pool.stream import Stream
 from .pool.tracing import traceparent
 
 if _TYPE_CHECKING:
+    from atoll_worker.allocation import asarray, empty
     from atoll_worker.singleton import ProxiedSingleton, local
 
     from .client.service_client import ServiceClient, ServicePool
     from .client.submitter import Call
     from .manifest import Breaker, Recycle, Restart, Sandbox, ServiceSpec
+    from .memory_status import MemoryStatus, memory, set_memory_budget, trim_memory
     from .pool.status import PoolStatus, WorkerStatus
 
 __version__ = "0.1.0"
@@ -93,6 +96,7 @@ __all__ = [
     "InterpreterNotFound",
     "LocalProtocolError",
     "ManifestError",
+    "MemoryStatus",
     "OfflineError",
     "PoolStatus",
     "ProtocolError",
@@ -107,6 +111,7 @@ __all__ = [
     "Restart",
     "Sandbox",
     "SandboxUnavailable",
+    "SegmentsExhausted",
     "Service",
     "ServiceClient",
     "ServiceClosed",
@@ -122,12 +127,17 @@ __all__ = [
     "WorkerStartError",
     "WorkerStatus",
     "__version__",
+    "asarray",
+    "empty",
     "function",
     "local",
+    "memory",
     "ref",
     "register",
+    "set_memory_budget",
     "shutdown",
     "traceparent",
+    "trim_memory",
 ]
 
 
@@ -144,6 +154,14 @@ def __getattr__(name: str) -> _Any:
         from .pool import status
 
         return getattr(status, name)
+    if name in ("asarray", "empty"):
+        from atoll_worker import allocation
+
+        return getattr(allocation, name)
+    if name in ("MemoryStatus", "memory", "set_memory_budget", "trim_memory"):
+        from . import memory_status
+
+        return getattr(memory_status, name)
     if name in ("ProxiedSingleton", "local"):
         from atoll_worker import singleton
 

@@ -32,12 +32,13 @@ What belongs here: classes and what they say. What does not: deciding when to ra
     ├── ValuesError
     │   ├── EncodeError (TypeError)           a value cannot cross; says which part of which argument
     │   └── DecodeError (ValueError)          received bytes are not a value this side admits
+    ├── SegmentsExhausted (MemoryError)       shared memory is used up; says who has it
     └── ProtocolError
         ├── LocalProtocolError                this side broke the wire's rules (a bug in atoll)
         └── RemoteProtocolError               the other side did
 
-``RemoteError``, ``ValuesError`` and ``ProtocolError`` with what is under them are shared with the worker side and
-defined in ``atoll_worker.errors``.
+``RemoteError``, ``ValuesError``, ``SegmentsExhausted`` and ``ProtocolError`` with what is under them are shared with
+the worker side and defined in ``atoll_worker.errors``.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from atoll_worker.errors import (
     ProtocolError,
     RemoteError,
     RemoteProtocolError,
+    SegmentsExhausted,
     ValuesError,
 )
 
@@ -80,6 +82,7 @@ __all__ = [
     "RemoteProtocolError",
     "ResolutionError",
     "SandboxUnavailable",
+    "SegmentsExhausted",
     "ServiceClosed",
     "ServiceCrashed",
     "ServiceFailed",

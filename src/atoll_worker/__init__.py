@@ -20,9 +20,12 @@ from .service import Service, expose
 __all__ = [
     "Cancelled",
     "ProxiedSingleton",
+    "SegmentsExhausted",
     "Service",
     "ServiceBase",
+    "asarray",
     "cancelled",
+    "empty",
     "expose",
     "host",
     "local",
@@ -39,9 +42,12 @@ used_names = set()  # type: set[str]
 
 _PLACES = {
     "Cancelled": "errors",
+    "SegmentsExhausted": "errors",
     "ProxiedSingleton": "singleton",
     "ServiceBase": "faces.stdio",
+    "asarray": "allocation",
     "cancelled": "context",
+    "empty": "allocation",
     "host": "context",
     "local": "singleton",
     "log": "logs",

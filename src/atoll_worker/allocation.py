@@ -8,6 +8,7 @@ The same on both sides: ``atoll.empty`` and ``atoll.asarray`` in the host, ``ato
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from .segments import Segment, store
 
@@ -42,8 +43,7 @@ def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str =
             return torch.empty(dimensions, dtype=dtype)
         memory = _memory(count * tensor.element_size())
         return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(dimensions)
-    import numpy
-
+    numpy: Any = import_module("numpy")
     kind = numpy.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of dtype {kind} holds references to objects, which cannot lie in shared memory")
@@ -69,15 +69,16 @@ def asarray(value: Any) -> Any:
             return value
         tensor = empty(tuple(value.shape), value.dtype)
         tensor.copy_(value.detach())
+        store.count_copy(tensor.numel() * tensor.element_size())
         return tensor
-    import numpy
-
+    numpy = import_module("numpy")
     array = numpy.asarray(value)
     if array.flags.writeable and segment_of(*span_of(array)) is not None:
         return array
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     copy = empty(array.shape, array.dtype, order)
     numpy.copyto(copy, array, casting="no")
+    store.count_copy(copy.nbytes)
     return copy
 
 

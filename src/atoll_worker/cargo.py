@@ -8,9 +8,9 @@ A payload with cargo begins with a table (integers little endian), and goes on w
     entry: kind u8 | form u8 | 2 zero bytes | cell u32 | number u64 | offset u64 | length u64
 
 The first byte is no beginning of a pickle, and makes whoever looks for plain values look twice. Kinds: SEGMENT (bytes
-of the segment ``number``, lent with ``cell``), SHARED (the same, to be written to), FRAME (the frame's next buffer), SAME
-(what entry ``number`` is). Forms: what is put in the opcode's place, the memory itself, or ``bytes`` or a ``bytearray``
-made of it.
+of the segment ``number``, lent with ``cell``), SHARED (the same, to be written to), FRAME (the frame's next buffer),
+SAME (what entry ``number`` is). Forms: what is put in the opcode's place, the memory itself, or ``bytes`` or a
+``bytearray`` made of it.
 
 Large parts get segments of their own, so that who keeps one of them keeps no more; the others share one. What cannot be
 lent just now goes into the frame's own buffers, as everything does where there are no segments.
@@ -133,9 +133,7 @@ class Cargo:
                 part.same = -1
         self.parts.append(part)
 
-    def insert(
-        self, position: int, value: Any, is_bytearray: bool, fill: Callable[[memoryview], object]
-    ) -> None:
+    def insert(self, position: int, value: Any, is_bytearray: bool, fill: Callable[[memoryview], object]) -> None:
         """``bytes`` or a ``bytearray`` are a part, found once all the others are known."""
         part = Part(position, len(value), BYTEARRAY if is_bytearray else BYTES)
         part.fill, part.raw = fill, lambda: value
@@ -228,8 +226,7 @@ class Cargo:
             assert part.fill is not None
             part.fill(memory[part.offset : part.offset + part.length])
             part.thing = segment
-            store.copies += 1
-            store.copied += part.length
+            store.count_copy(part.length)
 
     def take_back(self) -> None:
         """What was lent last was not sent."""
@@ -257,9 +254,7 @@ def _lend(loans: Loans, part: Part) -> Optional[Tuple[int, int]]:
         return None
 
 
-def unload(
-    payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own: bool
-) -> Tuple[List[Any], Bytes]:
+def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own: bool) -> Tuple[List[Any], Bytes]:
     """What each ``NEXT_BUFFER`` of a payload with cargo stands for, and its data pickle.
 
     Args:
@@ -293,7 +288,7 @@ def unload(
                 if memory is None:
                     memory = loans.borrow(number, cell, kind == SHARED)
                     if kind == SEGMENT and form == MEMORY and (own or store.is_crowded):
-                        memory = _own(memory, own)
+                        memory = _own(memory[: _extent(view[_TABLE.size : end], number, cell)], own)
                     borrowed[key] = memory
                 if offset + length > len(memory):
                     raise DecodeError(f"bytes {offset:,} to {offset + length:,} of a segment of {len(memory):,}")
@@ -322,6 +317,15 @@ def unload(
     return items, view[end:]
 
 
+def _extent(entries: memoryview, number: int, cell: int) -> int:
+    """How much of a segment, from its beginning, a table speaks of."""
+    extent = 0
+    for _, _, its_cell, its_number, offset, length in _ENTRY.iter_unpack(entries):
+        if its_cell == cell and its_number == number:
+            extent = max(extent, offset + length)
+    return extent
+
+
 def _own(memory: memoryview, in_segment: bool) -> memoryview:
     """A copy in memory of this process: in a segment, or in plain memory, which takes no descriptors."""
     if not in_segment:
@@ -333,8 +337,7 @@ def _own(memory: memoryview, in_segment: bool) -> memoryview:
         store.let_go(segment)
         raise
     copy_bytes(own, memory)
-    store.copies += 1
-    store.copied += len(memory)
+    store.count_copy(len(memory))
     return own
 
 
@@ -348,5 +351,3 @@ def copy_bytes(target: memoryview, source: Any) -> None:
             numpy.copyto(numpy.frombuffer(target, "u1"), numpy.frombuffer(source, "u1"))
             return
     target[:] = source
-
-

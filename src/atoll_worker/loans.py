@@ -11,7 +11,7 @@ What crosses, and how::
 
 What always holds:
 
-* A loan ends when nothing uses the memory any more (``segments.hold``), once, and never by a timer; or with the process.
+* A loan ends when nothing uses the memory any more (``segments.hold``), once, never by a timer; or with the process.
 * Borrowed memory is mapped privately: what is written there, even by code that ignores that an array is read-only, is
   seen by nobody else, and is gone when the memory is lent again. Only what was lent to be written to is shared.
 * A mapping is kept for the next loan of the same segment: faulting pages in costs more than copying them.

@@ -52,9 +52,9 @@ _FUTURE_ANNOTATIONS = 0x1000000  # __future__.annotations.compiler_flag, the sam
 def main(argv: List[str]) -> None:
     """Run a worker.
 
-    ``argv``: descriptors of the control connection, the lifeline and the socket that passes descriptors, whether to spin
-    (``1`` or ``0``), then ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1 for
-    none).
+    ``argv``: descriptors of the control connection, the lifeline and the socket that passes descriptors, whether to
+    spin (``1`` or ``0``), then ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1
+    for none).
     """
     control_fd, lifeline_fd, descriptors_fd = (out_of_reach(int(text)) for text in argv[:3])
     pairs = [[out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[4:]]
@@ -139,9 +139,7 @@ class Runtime:
         context.lendings.append(self.lending)
         for index, connection in enumerate(connections):
             interruption = self._main if len(connections) == 1 else OtherThread()
-            channel = Channel(
-                connection, index, self._functions, self.lending, self.loans, self.end_fork, interruption
-            )
+            channel = Channel(connection, index, self._functions, self.lending, self.loans, self.end_fork, interruption)
             context.channels.append(channel)
         connections[0].on_idle = _when_idle
         self._lock = allocate_lock()

@@ -29,7 +29,7 @@ from .errors import SegmentsExhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Tuple, Union
+    from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Tuple
 
     class Peer(Protocol):
         """One that segments are lent to."""
@@ -130,7 +130,7 @@ def hold(memory: mmap, size: int, let_go: Callable[[Any], None]) -> Any:
     if kind is None:
         import ctypes
 
-        base = ctypes.c_ubyte * size
+        base: Any = ctypes.c_ubyte * size
         kind = type(base)("Hold", (base,), {"__del__": _make_let_go})
         if len(_hold_types) > 256:
             _hold_types.clear()
@@ -246,6 +246,12 @@ class Store:
         for peer in self._living_peers():
             peer.retract(segment.number)
         os.close(segment.fd)
+
+    def count_copy(self, nbytes: int) -> None:
+        """So many bytes were copied into a segment."""
+        with self.lock:
+            self.copies += 1
+            self.copied += nbytes
 
     def let_go(self, segment: Segment) -> None:
         """One user less. From anywhere, finalizers included."""
@@ -382,11 +388,7 @@ class Store:
             if sizes:
                 count, total = holders.get(peer.whose, (0, 0))
                 holders[peer.whose] = (count + len(sizes), total + sum(sizes.values()))
-        own = [
-            segment.size
-            for segment in self._segments.values()
-            if segment.users > lent.get(id(segment), 0)
-        ]
+        own = [segment.size for segment in self._segments.values() if segment.users > lent.get(id(segment), 0)]
         if own:
             holders["arrays of this process"] = (len(own), sum(own))
         return holders

@@ -16,7 +16,7 @@ from .errors import DecodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Any
 
 # Of the memory behind a descriptor, as /proc/PID/fd shows it after "/memfd:".
 NAME = "atoll-segment"
@@ -53,21 +53,21 @@ def create(size: int, posix: bool = not has_memfd()) -> int:
 
 
 def _create_posix(size: int) -> int:
-    import _posixshmem  # the C part of multiprocessing.shared_memory
+    from importlib import import_module
 
-    shm_open: Callable[..., int] = _posixshmem.shm_open
+    posix: Any = import_module("_posixshmem")  # the C part of multiprocessing.shared_memory
     for attempt in range(100):
         # Short: macOS takes 31 characters.
         name = f"/atoll-{os.getpid():x}-{int.from_bytes(os.urandom(4), 'little'):x}"
         try:
-            fd = shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
+            fd: int = posix.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
         except FileExistsError:
             if attempt == 99:
                 raise
             continue
         break
     try:
-        _posixshmem.shm_unlink(name)  # a process killed between these two lines leaves a name without memory
+        posix.shm_unlink(name)  # a process killed between these two lines leaves a name without memory
         os.set_inheritable(fd, False)
         os.ftruncate(fd, size)
     except BaseException:

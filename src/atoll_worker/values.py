@@ -278,9 +278,9 @@ def _header_before(chunk: Any, before: bytes) -> int:
         start += 9 + int.from_bytes(before[start + 1 : start + 9], "little")
     for opcode, size in _HEADER_SIZES.items():
         at = len(before) - size
-        if start <= at <= start + 4 and before[at] == opcode:
-            if int.from_bytes(before[at + 1 :], "little") == length:
-                return opcode
+        is_there = start <= at <= start + 4 and before[at] == opcode
+        if is_there and int.from_bytes(before[at + 1 :], "little") == length:
+            return opcode
     return 0
 
 

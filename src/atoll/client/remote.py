@@ -180,6 +180,7 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
         timeout: float | EllipsisType | None = ...,
         retries: int | None = None,
         on_progress: Callable[[float, float | None, str | None], object] | None = None,
+        writable: bool | None = None,
     ) -> RemoteFunction[P, R]:
         """The same function with other options; the original is left as it is, and what is not given stays.
 
@@ -190,6 +191,8 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
                 idempotent.
             on_progress: called with ``done, total, message`` whenever the function calls ``atoll_worker.progress``, on
                 the thread that waits for the call.
+            writable: whether arrays of the result are copied into memory of this process and can be written to, instead
+                of being read-only views of the worker's.
 
         Raises:
             ManifestError: a wrong value.
@@ -203,6 +206,10 @@ class RemoteFunction(HoldsWorker, Generic[P, R]):
             if not callable(on_progress):
                 raise ManifestError(f"option on_progress: found {on_progress!r}, expected something to call")
             options = options._replace(on_progress=on_progress)
+        if writable is not None:
+            if not isinstance(writable, bool):
+                raise ManifestError(f"option writable: found {writable!r}, expected true or false")
+            options = options._replace(writable=writable)
         return RemoteFunction(
             self._pool,
             self._name,

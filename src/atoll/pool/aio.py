@@ -13,15 +13,18 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from atoll_worker import wire
 from atoll_worker.connection import Connection, DeadlinePassed, WouldSleep
+from atoll_worker.errors import SegmentsExhausted
 
 if TYPE_CHECKING:
     from atoll_worker.connection import Reply
     from atoll_worker.wire import Bytes
 
+
+T = TypeVar("T")
 
 running_loop = asyncio.get_running_loop
 
@@ -29,6 +32,9 @@ running_loop = asyncio.get_running_loop
 _GIVE_WAY_EVERY = 1e-3
 # A sleep is cut short this often to look again, so that a lost wake would never be a hang.
 _LOOK_AGAIN = 1.0
+
+# Seconds between two looks whether shared memory was given back.
+_ROOM_EVERY = 0.002
 
 # When a call is to let the loop do other things first; public, so that a call need not ask in vain.
 give_way_at = 0.0
@@ -49,6 +55,27 @@ async def give_way() -> None:
     global give_way_at
     await asyncio.sleep(0)
     give_way_at = time.monotonic() + _GIVE_WAY_EVERY
+
+
+async def when_there_is_room(encode: Callable[[], T]) -> T:
+    """What ``encode`` returns, called again for some time while shared memory is used up: on a loop it does not wait
+    for that itself.
+
+    Raises:
+        SegmentsExhausted: nothing was given back in time.
+        other: what ``encode`` raises.
+    """
+    until = 0.0
+    while True:
+        try:
+            return encode()
+        except SegmentsExhausted:
+            from atoll_worker.segments import store
+
+            until = until or time.monotonic() + store.patience
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(_ROOM_EVERY)
 
 
 async def exchange(

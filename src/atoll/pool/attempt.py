@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atoll_worker.wire import Bytes
 
     from .options import CallOptions
+    from .outs import Outs
     from .pool import Pool
     from .worker import Worker
 
@@ -69,6 +70,7 @@ class Attempt:
         self.reserved = ""  # the function that is really called
         self.slack = 0.0  # seconds that it may take beside what its timeout allows
         self.kept = False  # the channel is given back by somebody else
+        self.outs: Outs | None = None
         self._outer_progress: Any = None
 
     @property
@@ -108,6 +110,11 @@ class Attempt:
             raise not_found(self.pool.service, self.function, worker)
         if options is not None and options.retries:
             check_idempotent(self.pool.service, self.function, channel)
+        if "out" in kwargs:
+            from .outs import Outs
+
+            self.outs = self.outs or Outs()
+            kwargs = {**kwargs, "out": self.outs.lend(kwargs["out"], worker.loans)}
         if meta:
             name, args, kwargs = WITH_META, (meta, name, args, kwargs), {}
         encoder = channel.encoder

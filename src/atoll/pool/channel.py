@@ -62,7 +62,9 @@ class Channel:
         self.encoder = Encoder(worker.lending, worker.loans)
         self.encoder.announce = connection.announce
         self.encoder.for_arguments(True)
-        self.decoder = Decoder(checked=True, side="the host", lending=worker.lending, read_only=True, loans=worker.loans)
+        self.decoder = Decoder(
+            checked=True, side="the host", lending=worker.lending, read_only=True, loans=worker.loans
+        )
         self.retired = False
         self.owner: object = None
         self.on_progress: Callable[[float, float | None, str | None], object] | None = None

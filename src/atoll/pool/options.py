@@ -21,11 +21,13 @@ class CallOptions(NamedTuple):
         retries: how often to call again when a worker died; for functions marked as idempotent.
         on_progress: called with ``done, total, message`` on the waiting thread.
         cancellation: through which the call can be given up.
+        writable: arrays of the result are the caller's own, to be written to.
     """
 
     retries: int = 0
     on_progress: Callable[[float, float | None, str | None], object] | None = None
     cancellation: Cancellation | None = None
+    writable: bool = False
 
 
 class Cancellation:

@@ -208,6 +208,7 @@ class Pool:
             or _traced
             or "opentelemetry.trace" in _modules
             or nesting.get() is not None
+            or "out" in kwargs
         ):
             return self._call_slowly(function, args, kwargs, timeout, options, worker)
         dispatcher = self.dispatcher
@@ -360,7 +361,10 @@ class Pool:
             self._account(worker)
         if kind != _RESULT:
             raise_error(self, payload, buffers, channel, attempt)
-        result = channel.decoder.decode(payload, buffers)
+        options = attempt.options
+        result = channel.decoder.decode(payload, buffers, own=options is not None and options.writable)
+        if attempt.outs is not None:
+            attempt.outs.finish()
         if (cancelled := attempt.was_cancelled) is not None:
             cancelled.result = result  # its code looked, and returned: whoever gave it up was told that it was
             raise cancelled
@@ -399,6 +403,7 @@ class Pool:
             and not _traced
             and "opentelemetry.trace" not in _modules
             and nesting.get() is None
+            and "out" not in kwargs
             and not dispatcher.queue
         ):
             # The ordinary case, without what only the others need.
@@ -417,6 +422,8 @@ class Pool:
             buffers: Sequence[Bytes]
             try:
                 payload = encoder.encode((function, args, kwargs))
+            except MemoryError:
+                payload = await aio.when_there_is_room(partial(encoder.encode, (function, args, kwargs)))
             except Exception as error:  # noqa: BLE001 - whatever it is, it says that an argument cannot cross
                 raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
             buffers = encoder.take_buffers() if encoder.has_buffers else ()
@@ -489,12 +496,12 @@ class Pool:
                 retries = self._count_retry(retries, attempt, error)
 
     async def _attempt_async(self, attempt: Attempt) -> Any:
-        from .aio import end_elsewhere, exchange
+        from .aio import end_elsewhere, exchange, when_there_is_room
 
         try:
             channel = attempt.channel = await take_async(self, attempt)
             try:
-                payload, buffers = attempt.encode(channel)
+                payload, buffers = await when_there_is_room(partial(attempt.encode, channel))
                 deadline = attempt.deadline
                 try:
                     attempt.begin()

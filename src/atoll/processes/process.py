@@ -29,9 +29,10 @@ from .sandbox import Gate, SandboxPolicy, sandboxed_process, wrap
 from .tree import kill_tree
 from .warden import warden
 
-# The program that every worker is.
-# Their boundaries are kept, and nothing is lost; macOS has no such sockets, but its datagrams between two ends are that.
+# Sockets for messages whose boundaries are kept and of which none is lost. macOS has no SOCK_SEQPACKET, but there too
+# nothing is lost of datagrams between two ends.
 _MESSAGES = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM) if sys.platform == "linux" else socket.SOCK_DGRAM
+# The program that every worker is.
 ENTRY = os.path.join(os.path.dirname(os.path.abspath(atoll_worker.__file__)), "__main__.py")
 
 # Seconds to wait, once a process has ended, for the rest of what it printed.
