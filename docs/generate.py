@@ -22,7 +22,7 @@ PAGE = Path(__file__).parent / "reference.md"
 DIAGRAM = Path(__file__).parent / "supervision.svg"
 SOURCE = Path(__file__).parents[1] / "src"
 
-_MADE_BY_USERS = {"Service"}
+_MADE_BY_USERS = {"Service", "ServiceBase", "ServiceClient", "ServicePool"}
 
 SECTIONS: list[tuple[str, Any, list[str]]] = [
     (
@@ -33,6 +33,7 @@ SECTIONS: list[tuple[str, Any, list[str]]] = [
             *("PoolStatus", "WorkerStatus", "shutdown"),
         ],
     ),
+    ("Services of one object", atoll, ["ServiceClient", "ServicePool"]),
     ("Values", atoll, ["register"]),
     ("What stays where it is", atoll, ["ref", "RemoteObject", "ProxiedSingleton", "local"]),
     ("Tracing", atoll, ["traceparent"]),
@@ -41,8 +42,8 @@ SECTIONS: list[tuple[str, Any, list[str]]] = [
         "Inside a worker",
         atoll_worker,
         [
-            *("expose", "Service", "register", "host", "ref", "ProxiedSingleton", "local"),
-            *("cancelled", "Cancelled", "progress", "log", "traceparent"),
+            *("expose", "Service", "ServiceBase", "register", "host", "ref", "ProxiedSingleton", "local"),
+            *("cancelled", "Cancelled", "progress", "log", "traceparent", "run_worker"),
         ],
     ),
 ]
@@ -84,7 +85,7 @@ def _entry(module: Any, name: str) -> str:
     if inspect.isclass(thing) and not issubclass(thing, Exception):
         for attribute in _own_attributes(thing):
             member = inspect.getattr_static(thing, attribute)
-            inner = member.fget if isinstance(member, property) else member
+            inner = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
             if not inspect.getdoc(inner):
                 continue
             shown = attribute if isinstance(member, property) else attribute + (_signature(inner) or "()")
@@ -100,7 +101,7 @@ def _own_attributes(cls: type) -> list[str]:
         if one is cls or one.__name__ not in atoll.__all__:
             members = {**vars(one), **members}
     public = [name for name in members if not name.startswith("_") or name == "__call__"]
-    return [name for name in public if callable(members[name]) or isinstance(members[name], property)]
+    return [name for name in public if callable(members[name]) or isinstance(members[name], property | classmethod)]
 
 
 def _signature(thing: Any) -> str | None:
@@ -108,7 +109,8 @@ def _signature(thing: Any) -> str | None:
         text = str(inspect.signature(thing))
     except (TypeError, ValueError):
         return None
-    return text.replace("'", "").replace("(self, ", "(").replace("(self)", "()")
+    text = text.replace(" = Ellipsis", " = ...")
+    return text.replace("'", "").replace("(self, ", "(").replace("(self)", "()").replace("(cls, ", "(")
 
 
 def _text(thing: Any) -> str:

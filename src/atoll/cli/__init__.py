@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``atoll`` command.
 
-The rooms: ``app`` (the command tree and how it ends), ``env``, ``manifest`` and ``doctor`` (one command group each),
-``checks`` (what doctor looks at), ``output`` (how errors, tables and sizes are printed).
+The rooms: ``app`` (the command tree and how it ends), ``env``, ``manifest``, ``doctor``, ``serve``,
+``stacks`` and ``stubs`` (one command, or group of them, each), ``checks`` (what doctor looks at), ``output`` (how
+errors, tables and sizes are printed).
 
 What always holds here: commands hold no rules, they print what the layers below say; an ``AtollError`` is a message,
 never a traceback. Nothing of typer or rich is imported before it is known that they are installed.

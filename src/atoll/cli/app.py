@@ -14,6 +14,7 @@ from .doctor import doctor
 from .env import env
 from .manifest import manifest
 from .output import print_error
+from .serve import serve
 from .stacks import stacks
 from .stubs import stubs
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(env, name="env")
 app.add_typer(manifest, name="manifest")
 app.command()(doctor)
+app.command()(serve)
 app.command()(stacks)
 app.command()(stubs)
 

@@ -50,8 +50,6 @@ _ANSWER = {"_answer": True}
 # Seconds between two looks whether a worker has answered a ping.
 _LOOK_AGAIN = 0.002
 
-_Timeout = float | EllipsisType | None
-
 
 class ServiceClient(HoldsWorker):
     """Calls a service that is a ``ServiceBase``: one object in, one answer out.
@@ -100,7 +98,10 @@ class ServiceClient(HoldsWorker):
     # -- calls -----------------------------------------------------------------------------------------------
 
     def call(
-        self, params: Mapping[str, Any] | None = None, timeout: _Timeout = ..., check_success: bool = True
+        self,
+        params: Mapping[str, Any] | None = None,
+        timeout: float | EllipsisType | None = ...,
+        check_success: bool = True,
     ) -> dict[str, Any]:
         """Call the service, and wait for the answer.
 
@@ -111,7 +112,7 @@ class ServiceClient(HoldsWorker):
 
         Returns:
             the result, with ``success`` and ``_meta``. A result that is no object stands under ``result``; so do the
-            items of a generator, as a list.
+                items of a generator, as a list.
 
         Raises:
             ServiceFailed: the service raised, or answered ``success: false``. A ValueError.
@@ -122,7 +123,11 @@ class ServiceClient(HoldsWorker):
         return self._call(_params(params), timeout, check_success, None)
 
     def _call(
-        self, params: Mapping[str, Any], timeout: _Timeout, check_success: bool, options: CallOptions | None
+        self,
+        params: Mapping[str, Any],
+        timeout: float | EllipsisType | None,
+        check_success: bool,
+        options: CallOptions | None,
     ) -> dict[str, Any]:
         began = perf_counter()
         try:
@@ -137,7 +142,10 @@ class ServiceClient(HoldsWorker):
         return self._checked(result, check_success)
 
     async def call_async(
-        self, params: Mapping[str, Any] | None = None, timeout: _Timeout = ..., check_success: bool = True
+        self,
+        params: Mapping[str, Any] | None = None,
+        timeout: float | EllipsisType | None = ...,
+        check_success: bool = True,
     ) -> dict[str, Any]:
         """As ``call``, from asyncio. Cancelling the task ends the call over there."""
         given = _params(params)
@@ -156,7 +164,9 @@ class ServiceClient(HoldsWorker):
             await self._let_go_async(service)
         return self._checked(result, check_success)
 
-    def call_stream(self, params: Mapping[str, Any] | None = None, timeout: _Timeout = ...) -> Iterator[Any]:
+    def call_stream(
+        self, params: Mapping[str, Any] | None = None, timeout: float | EllipsisType | None = ...
+    ) -> Iterator[Any]:
         """Call a service whose ``process`` is a generator, and yield its items as they come. The result of another
         ``process`` is the only item.
 
@@ -180,7 +190,7 @@ class ServiceClient(HoldsWorker):
             raise self._raised(error) from error
 
     async def call_stream_async(
-        self, params: Mapping[str, Any] | None = None, timeout: _Timeout = ...
+        self, params: Mapping[str, Any] | None = None, timeout: float | EllipsisType | None = ...
     ) -> AsyncIterator[Any]:
         """As ``call_stream``, for ``async for``."""
         given = _params(params)
@@ -200,7 +210,10 @@ class ServiceClient(HoldsWorker):
             await self._let_go_async(service)
 
     def submit(
-        self, params: Mapping[str, Any] | None = None, timeout: _Timeout = ..., check_success: bool = True
+        self,
+        params: Mapping[str, Any] | None = None,
+        timeout: float | EllipsisType | None = ...,
+        check_success: bool = True,
     ) -> Call[dict[str, Any]]:
         """As ``call``, in the background.
 
@@ -222,7 +235,7 @@ class ServiceClient(HoldsWorker):
         return future
 
     def map(
-        self, items: Iterable[Mapping[str, Any]], timeout: _Timeout = ..., check_success: bool = True
+        self, items: Iterable[Mapping[str, Any]], timeout: float | EllipsisType | None = ..., check_success: bool = True
     ) -> Iterator[dict[str, Any]]:
         """Call the service with each of many objects, on all its workers, and yield the answers in order.
 
@@ -269,8 +282,8 @@ class ServiceClient(HoldsWorker):
 
         Returns:
             ``status`` (``"healthy"`` or ``"unhealthy"``), ``service``, ``pid`` (of a worker, or None), ``workers``,
-            ``in_flight`` and ``queue`` (calls), ``restarts``, ``uptime_seconds`` (of the oldest worker); where it is
-            not healthy also ``error``.
+                ``in_flight`` and ``queue`` (calls), ``restarts``, ``uptime_seconds`` (of the oldest worker); where it
+                is not healthy also ``error``.
         """
         try:
             with self._running() as service:
@@ -411,7 +424,7 @@ class ServiceClient(HoldsWorker):
 
             await asyncio.shield(asyncio.to_thread(service.close))
 
-    def _seconds(self, timeout: _Timeout) -> float | None:
+    def _seconds(self, timeout: float | EllipsisType | None) -> float | None:
         return self._spec.timeout if isinstance(timeout, EllipsisType) else check_seconds("timeout", timeout)
 
     # -- answers ---------------------------------------------------------------------------------------------
