@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Of the memory behind a descriptor, as /proc/PID/fd shows it after "/memfd:".
+# Of the memory behind a descriptor, as /proc/PID/fd shows it after "/memfd:"; the id of the process that made it follows.
 NAME = "atoll-segment"
 
 _SEAL_SHRINK, _SEAL_GROW, _SEAL_FUTURE_WRITE = 0x2, 0x4, 0x10
@@ -42,7 +42,7 @@ def create(size: int, posix: bool = not has_memfd()) -> int:
     """
     if posix:
         return _create_posix(size)
-    fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create(f"{NAME}-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
         _seal(fd, _SEAL_SHRINK | _SEAL_GROW)

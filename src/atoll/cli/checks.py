@@ -7,6 +7,7 @@ it tells has two parts, what is there and what that means. What does not belong 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -15,10 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from atoll_worker import shared_memory
+
 from ..environments.cache import cache_folder, make_folder, remove
 from ..environments.interpreters import OLDEST, is_offline, survey
 from ..environments.uv_command import clean_environ, find_uv
-from ..errors import AtollError, SandboxUnavailable
+from ..errors import AtollError, DecodeError, SandboxUnavailable
 from ..processes.cgroups import find_groups, own_group
 from ..processes.limits import enforcement
 from ..processes.sandbox import require_bubblewrap
@@ -146,21 +149,27 @@ def _links_from_uv_cache(folder: str) -> bool:
 
 
 def _check_memfd() -> Check:
+    name = "shared memory"
     try:
-        import fcntl
-
-        fd = os.memfd_create("atoll-doctor", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-        try:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        finally:
-            os.close(fd)
-    except (AttributeError, OSError) as error:
-        return Check(
-            "shared memory", "limited", f"no memfd ({error})", "Calls go over sockets alone, and arrays are copied."
-        )
-    return Check(
-        "shared memory", "good", "memfd with seals", "Shared memory has no name, so nothing can be left behind."
-    )
+        fd = shared_memory.create(os.sysconf("SC_PAGE_SIZE"))
+    except (ImportError, OSError) as error:
+        means = "Calls go over sockets alone, and arrays are copied through them."
+        return Check(name, "limited", f"none ({error})", means)
+    try:
+        shared_memory.check(fd, os.sysconf("SC_PAGE_SIZE"))
+    except DecodeError as error:
+        return Check(name, "limited", str(error), "Arrays go through a socket, and are copied.")
+    finally:
+        os.close(fd)
+    if not shared_memory.has_memfd():
+        means = "Arrays go through it. It cannot be sealed, so the workers have to be trusted not to shrink it."
+        return Check(name, "limited", "POSIX shared memory", means)
+    found = "memfd with seals"
+    with contextlib.suppress(OSError):
+        disk = os.statvfs("/dev/shm")  # noqa: S108 - nothing is put there
+        found += f"; /dev/shm has {disk.f_frsize * disk.f_blocks / 1e6:,.0f} MB, which does not matter"
+    means = "Arrays go through it, up to a quarter of the memory there is. It has no name: nothing can be left behind."
+    return Check(name, "good", found, means)
 
 
 def _check_fast_lane() -> Check:

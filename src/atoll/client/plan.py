@@ -68,12 +68,18 @@ def _plan(
         environment=environment,
         sys_path=tuple(sys_path),
         service_folders=tuple(folders),
-        env_vars=dict(spec.env_vars),
+        env_vars=_env_vars(spec),
         start_timeout=spec.start_timeout,
         limits=Limits(memory=spec.memory, cpus=spec.cpus, nice=spec.nice, open_files=spec.open_files) or None,
         sandbox=spec.sandbox,
         preload=spec.preload,
     )
+
+
+def _env_vars(spec: ServiceSpec) -> dict[str, str]:
+    if spec.memory_budget is None:
+        return dict(spec.env_vars)
+    return {"ATOLL_MEMORY_BUDGET": str(spec.memory_budget), **spec.env_vars}
 
 
 def split_entry(entry: str) -> tuple[str, str | None]:

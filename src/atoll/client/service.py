@@ -59,6 +59,8 @@ class Service(PoolOwner):
         health_interval: seconds between two looks whether a worker still answers; None for none.
         preload: modules to import once, in a process that new workers are forked from.
         memory: how much a worker may use: bytes, or text such as ``"2GB"`` or ``"512MiB"``; None for no limit.
+        memory_budget: shared memory that a worker may have for arrays that it returns: bytes, or text such as
+            ``"2GB"``; None for a quarter of the machine's memory.
         cpus: processors a worker may use, such as 0.5 or 2; None for no limit.
         nice: scheduling priority of a worker, from -20 (first) to 19 (last); None for this process's own.
         open_files: files and sockets a worker may have open at the same time; None for this process's own limit.
@@ -92,6 +94,7 @@ class Service(PoolOwner):
         health_interval: float | EllipsisType | None = ...,
         preload: Sequence[str] | None = None,
         memory: int | str | None = None,
+        memory_budget: int | str | None = None,
         cpus: float | None = None,
         nice: int | None = None,
         open_files: int | None = None,
@@ -114,6 +117,7 @@ class Service(PoolOwner):
             "recycle": recycle,
             "preload": preload,
             "memory": memory,
+            "memory_budget": memory_budget,
             "cpus": cpus,
             "nice": nice,
             "open_files": open_files,

@@ -41,6 +41,7 @@ DOCUMENTED = (
     "health_interval",
     "preload",
     "memory",
+    "memory_budget",
     "cpus",
     "nice",
     "open_files",

@@ -93,6 +93,13 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None,
         Meta(description='Memory a worker may use: bytes, or text such as "2GB" or "512MiB"; null for no limit.'),
     ] = None
+    memory_budget: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="Shared memory that a worker may have for what it returns: bytes, or text such as "
+            '"2GB"; null for a quarter of the machine\'s memory.'
+        ),
+    ] = None
     cpus: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         Meta(description="Processors a worker may use, such as 0.5 or 2; null for no limit."),
@@ -119,7 +126,8 @@ FIELDS: Mapping[str, Any] = {
 }
 # Where "nothing" is a value of its own: no limit, none at all.
 NULLABLE = frozenset(
-    ("timeout", "python", "environment", "lock", "health_interval", "memory", "cpus", "nice", "open_files", "sandbox")
+    ("timeout", "python", "environment", "lock", "health_interval", "memory", "memory_budget", "cpus", "nice")
+    + ("open_files", "sandbox")
 )
 # The keys that hold several values, which are checked one by one.
 _TABLES: Mapping[str, type[msgspec.Struct]] = {
@@ -155,6 +163,7 @@ _EXPECTED = {
     "health_interval": _SECONDS + ", or nothing for no looks",
     "preload": 'a list of module names, such as ["numpy", "scipy.linalg"]',
     "memory": _SIZE_EXPECTED + ", or nothing for no limit",
+    "memory_budget": _SIZE_EXPECTED + ", or nothing for a quarter of the machine's memory",
     "cpus": "a number of processors above 0, such as 0.5 or 2, or nothing for no limit",
     "nice": "a whole number from -20 to 19, or nothing for the host's own",
     "open_files": "a whole number from 16, or nothing for the host's own limit",
@@ -354,7 +363,7 @@ def _check_positive(key: str, value: float | None, place: Place) -> float | None
     return value
 
 
-_SIZES = ("memory", "recycle.memory_growth")
+_SIZES = ("memory", "memory_budget", "recycle.memory_growth")
 
 
 def _check_size(key: str, value: Any, place: Place) -> int | None:
@@ -433,7 +442,8 @@ def manifest_schema() -> dict[str, Any]:
         ]
     }
     memory = {"type": "string", "description": 'Such as "500MB" or "512MiB".'}
-    properties["memory"]["anyOf"].append(memory)
+    for size in ("memory", "memory_budget"):
+        properties[size]["anyOf"].append(memory)
     for optional in ("name", "entry"):  # both have a default that depends on the folder
         properties[optional].pop("default", None)
     return {

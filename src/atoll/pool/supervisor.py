@@ -363,7 +363,7 @@ class Supervisor:
 
     def _sample(self, worker: Worker, now: float) -> Sample | None:
         process = worker.process
-        found = usage(process.python_pid) if process is not None and not process.has_exited else None
+        found = usage(process.python_pid, shared=True) if process is not None and not process.has_exited else None
         if found is None:
             return None
         in_flight = self._dispatcher.in_flight(worker)
@@ -371,7 +371,7 @@ class Supervisor:
         return Sample(
             calls=worker.calls,
             in_flight=in_flight,
-            rss=found.rss,
+            rss=found.rss - found.shared,  # what was lent to it is no growth of its own
             idle_for=0.0 if in_flight else now - worker.used_at,
             cpu_seconds=found.cpu,
             stopped=found.state in "Tt",

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from atoll_worker import shared_memory
+
 from .tree import descendants
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -23,6 +25,7 @@ class Usage:
 
     Attributes:
         rss: resident memory in bytes, with what it shares with other processes.
+        shared: bytes of it that are shared memory, such as arrays that were lent to it; 0 if they were not asked for.
         private: resident memory in bytes that no other process shares; None if it was not asked for, or cannot be read.
         cpu: seconds of processor time, user and system, since it started.
         state: the kernel's letter: R running, S sleeping, D in uninterruptible sleep, T stopped, Z ended.
@@ -30,17 +33,19 @@ class Usage:
     """
 
     rss: int
+    shared: int
     private: int | None
     cpu: float
     state: str
     threads: int
 
 
-def usage(pid: int, *, private: bool = False) -> Usage | None:
+def usage(pid: int, *, shared: bool = False, private: bool = False) -> Usage | None:
     """What a process uses; None if there is no such process.
 
     Args:
         pid: its process id.
+        shared: also look at ``shared``.
         private: also look at ``private``, for which the kernel walks all its memory: milliseconds per gigabyte.
     """
     fields = _stat(pid)
@@ -53,6 +58,7 @@ def usage(pid: int, *, private: bool = False) -> Usage | None:
             own = rollup.get("Private_Clean", 0) + rollup.get("Private_Dirty", 0) + rollup.get("Private_Hugetlb", 0)
     return Usage(
         rss=int(fields[21]) * _PAGE,
+        shared=_amounts(f"/proc/{pid}/status").get("RssShmem", 0) if shared else 0,
         private=own,
         cpu=(int(fields[11]) + int(fields[12])) / _TICKS,
         state=fields[0],
@@ -68,7 +74,8 @@ def tree_rss(pid: int) -> int:
 
 def tree_memory(pid: int, *, exact: bool = False) -> int:
     """Memory, in bytes, that a process and its descendants hold and that cannot be read back from a file: what the
-    kernel counts against a limit, less its caches.
+    kernel counts against a limit, less its caches. Arrays that this process lent to them are this process's, if they
+    are counted exactly.
 
     Args:
         pid: the process at the top.
@@ -80,9 +87,27 @@ def tree_memory(pid: int, *, exact: bool = False) -> int:
         found = _amounts(f"/proc/{one}/smaps_rollup") if exact else {}
         if found:
             total += found.get("Pss_Anon", 0) + found.get("Pss_Shmem", 0) + found.get("SwapPss", 0)
+            if found.get("Pss_Shmem"):
+                total -= _lent(one)
         else:
             found = _amounts(f"/proc/{one}/status")
             total += found.get("RssAnon", 0) + found.get("RssShmem", 0) + found.get("VmSwap", 0)
+    return total
+
+
+def _lent(pid: int) -> int:
+    """Bytes of this process's segments that another one has mapped, as its share of them is counted."""
+    name = f"/memfd:{shared_memory.NAME}-{os.getpid()} ".encode()
+    total, is_ours = 0, False
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    total += int(line.split()[1]) * 1024 if is_ours else 0
+                elif b"-" in line[:20]:
+                    is_ours = name in line
+    except OSError:
+        return 0
     return total
 
 
