@@ -7,6 +7,7 @@ What always holds:
   and categories, a nullable one as values and mask, and so on. So values and dtypes are exact, pyarrow is needed for
   Arrow's own dtypes only, the columns are copied once and not at all where they lie in a segment already, and the
   frame is put together by the receiver's pandas without a copy.
+* Columns of strings cross in Arrow's layout where the sender has pyarrow loaded; the receiver needs it not.
 * Columns of Python objects cross object by object; what cannot cross is named by its column.
 * What is put together may be written to, also where arrays that arrive may not: pandas cannot work otherwise.
 * Between versions: where one has no such dtype (strings before 3, units of time before 2), it is what that version has
@@ -101,15 +102,38 @@ def _take_masked(array: Any) -> Parts:
 
 
 def _take_strings(array: Any) -> Parts:
-    missing = array.dtype.na_value
+    missing = "nan" if isinstance(array.dtype.na_value, float) else "NA"
     storage = getattr(array.dtype, "storage", "python")
-    values = array.to_numpy(dtype=object, na_value=None)
-    return "strings", values, "nan" if isinstance(missing, float) else "NA", storage
+    text = _take_text(array) if "pyarrow" in sys.modules else None
+    if text is not None:
+        return "text", *text, missing, storage
+    return "strings", array.to_numpy(dtype=object, na_value=None), missing, storage
+
+
+def _take_text(array: Any) -> Optional[Tuple[Any, Any, Any]]:
+    """Strings in the layout that Arrow has for them, which takes no object for each: where each begins and the last
+    ends, all of them in UTF-8, and which are missing (None if none is). None if they cannot be written that way.
+    """
+    pyarrow, numpy = sys.modules["pyarrow"], sys.modules["numpy"]
+    try:
+        arrow = array.__arrow_array__()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return None
+    if hasattr(arrow, "combine_chunks"):
+        arrow = arrow.chunk(0) if arrow.num_chunks == 1 else arrow.combine_chunks()
+    arrow = arrow.cast(pyarrow.large_string())
+    _, ends, data = arrow.buffers()
+    if not len(arrow) or ends is None:
+        return numpy.zeros(1, "<i8"), numpy.zeros(0, "u1"), None
+    ends = numpy.frombuffer(ends, "<i8")[arrow.offset : arrow.offset + len(arrow) + 1]
+    first, last = int(ends[0]), int(ends[-1])
+    data = numpy.zeros(0, "u1") if data is None else numpy.frombuffer(data, "u1")[first:last]
+    missing = arrow.is_null().to_numpy(zero_copy_only=False) if arrow.null_count else None
+    return (ends - first if first else ends), data, missing
 
 
 def _take_arrow(array: Any) -> Parts:
-    values = array.__arrow_array__()
-    return "arrow", values
+    return "arrow", array.__arrow_array__()
 
 
 _TAKE: Dict[str, Callable[[Any], Parts]] = {
@@ -175,17 +199,46 @@ def _build_masked(pandas: Any, values: Any, missing: Any) -> Any:
 
 
 def _build_strings(pandas: Any, values: Any, missing: str, storage: str) -> Any:
-    for arguments in ((storage, missing), ("python", missing)):
+    arguments = {"na_value": float("nan")} if missing == "nan" else {}
+    for kept in (storage, "python"):
         try:
-            if missing == "nan":
-                dtype = pandas.StringDtype(arguments[0], na_value=float("nan"))
-            else:
-                dtype = pandas.StringDtype(arguments[0])
-            return pandas.array(values, dtype=dtype)
+            return pandas.array(values, dtype=pandas.StringDtype(kept, **arguments))
         except (ImportError, TypeError, ValueError):
-            continue  # without pyarrow, or from before there were strings whose missing ones are NaN
+            continue  # there is no pyarrow here; or there are no strings yet whose missing ones are NaN
     values = _own(values)
     values[pandas.isna(values)] = float("nan")
+    return values
+
+
+def _build_text(pandas: Any, ends: Any, data: Any, absent: Any, missing: str, storage: str) -> Any:
+    if len(ends) == 0 or ends.dtype != "<i8" or data.dtype != "u1" or (absent is not None and absent.dtype != "?"):
+        raise DecodeError("strings came whose places are no numbers")
+    try:
+        pyarrow = library("pyarrow", "text") if storage == "pyarrow" or "pyarrow" in sys.modules else None
+    except DecodeError:
+        pyarrow = None
+    if pyarrow is None:
+        return _build_strings(pandas, _strings_of(ends, data, absent), missing, storage)
+    valid = None if absent is None else pyarrow.array(~absent).buffers()[1]
+    buffers = [valid, pyarrow.py_buffer(ends), pyarrow.py_buffer(data)]
+    values = pyarrow.Array.from_buffers(pyarrow.large_string(), len(ends) - 1, buffers)
+    values.validate(full=True)
+    if int(pandas.__version__.partition(".")[0]) < 3:
+        # Some of these versions take no such text as it is, and some would take it string by string.
+        return _build_strings(pandas, values.to_numpy(zero_copy_only=False), missing, storage)
+    return _build_strings(pandas, pyarrow.chunked_array([values]), missing, storage)
+
+
+def _strings_of(ends: Any, data: Any, absent: Any) -> Any:
+    numpy = sys.modules["numpy"]
+    places, text = ends.tolist(), data.tobytes()
+    spans = list(zip(places, places[1:]))  # noqa: RUF007 - pairwise is new in Python 3.10
+    if places[0] < 0 or places[-1] > len(text) or any(start > end for start, end in spans):
+        raise DecodeError("strings came whose places are not in order")
+    values = numpy.empty(len(spans), dtype=object)
+    values[:] = [text[start:end].decode() for start, end in spans]
+    if absent is not None:
+        values[absent] = None
     return values
 
 
@@ -202,6 +255,7 @@ _BUILD: Dict[str, Callable[..., Any]] = {
     "interval": _build_interval,
     "masked": _build_masked,
     "strings": _build_strings,
+    "text": _build_text,
     "arrow": _build_arrow,
 }
 
