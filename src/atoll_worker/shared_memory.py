@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Of the memory behind a descriptor, as /proc/PID/fd shows it after "/memfd:"; the id of the process that made it follows.
+# Of the memory behind a descriptor, as /proc/PID/fd shows it after "/memfd:"; the id of the process that made it comes
+# after that.
 NAME = "atoll-segment"
 
 _SEAL_SHRINK, _SEAL_GROW, _SEAL_FUTURE_WRITE = 0x2, 0x4, 0x10

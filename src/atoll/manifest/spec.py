@@ -126,8 +126,8 @@ FIELDS: Mapping[str, Any] = {
 }
 # Where "nothing" is a value of its own: no limit, none at all.
 NULLABLE = frozenset(
-    ("timeout", "python", "environment", "lock", "health_interval", "memory", "memory_budget", "cpus", "nice")
-    + ("open_files", "sandbox")
+    {"timeout", "python", "environment", "lock", "health_interval", "sandbox"}
+    | {"memory", "memory_budget", "cpus", "nice", "open_files"}
 )
 # The keys that hold several values, which are checked one by one.
 _TABLES: Mapping[str, type[msgspec.Struct]] = {
