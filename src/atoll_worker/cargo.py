@@ -162,6 +162,9 @@ class Cargo:
         lent: Dict[Tuple[int, bool], Tuple[int, int]] = {}
         # What is both read and written to, as with `f(a, out=a)`, is one memory over there too.
         shared = {id(part.thing) for part in parts if part.is_shared}
+        if parts[0].thing is not None:
+            # Nothing will be allocated, perhaps for long; and borrowed memory that was lent on is another's to reuse.
+            store.settle()
         try:
             if loans is not None:
                 self._copy(parts, made)
