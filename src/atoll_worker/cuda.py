@@ -19,11 +19,13 @@ What does not belong here: what the driver's functions are called (``cuda_driver
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from _thread import allocate_lock
 from _weakref import ref as weak_reference
 from collections import deque
+from functools import partial
 
 from . import arrays
 from .adapters import Unsupported
@@ -73,31 +75,32 @@ class _Mapping:
 
 
 class _Hold:
-    """Keeps a span of device memory usable in this process: by a mapping and a loan of the sender, or, where the
-    memory is of this process, by the object that owns it."""
+    """As long as there is one, a span of device memory is usable in this process.
 
-    __slots__ = ("__weakref__", "_exchange", "_lent", "base", "high", "low", "mapping", "owner")
+    That of this process is kept by ``owner``, that of others by a mapping and a loan, which its ``_Record`` has.
+    """
 
-    def __init__(
-        self,
-        exchange: _Exchange,
-        base: int,
-        low: int,
-        high: int,
-        mapping: Optional[_Mapping],
-        lent: object,
-        owner: object,
-    ) -> None:
-        self._exchange = exchange
-        self._lent = lent
-        self.base = base
-        self.low = low
-        self.high = high
+    __slots__ = ("__weakref__", "exchange", "mapping", "owner")
+
+    def __init__(self, exchange: _Exchange, mapping: Optional[_Mapping], owner: object) -> None:
+        self.exchange = exchange
         self.mapping = mapping
         self.owner = owner
 
-    def __del__(self) -> None:
-        self._exchange.let_go(self.base, self.mapping, self._lent)
+
+class _Record:
+    """What there is to be done when a hold is gone. Not by the hold's own finalizer: while that runs, another thread
+    could still come by the hold."""
+
+    __slots__ = ("__weakref__", "base", "high", "hold", "lent", "low", "mapping")
+
+    def __init__(self, hold: _Hold, base: int, low: int, high: int, lent: object) -> None:
+        self.base = base
+        self.low = low
+        self.high = high
+        self.mapping = hold.mapping
+        self.lent = lent
+        self.hold: Callable[[], Optional[_Hold]] = weak_reference(hold, partial(hold.exchange.let_go, self))
 
 
 class _Kept:
@@ -120,11 +123,18 @@ class _Exchange:
         self.token = os.urandom(16)
         self._lock = allocate_lock()
         self._mappings: Dict[Tuple[bytes, bytes], _Mapping] = {}
-        self._holds: Dict[int, List[Any]] = {}  # by where the allocation begins: weak references
-        # Holds are let go of by the garbage collector, which may run in the middle of anything, also of what has the
-        # lock: so that is only written down there, and done by who gets the lock.
-        self._gone: Deque[Tuple[int, Optional[_Mapping], object]] = deque()
+        self._records: Dict[int, List[_Record]] = {}  # by where the allocation begins
+        # Holds end wherever the garbage collector runs, also in the middle of what has the lock: so that is only
+        # written down there, and done by who gets the lock.
+        self._gone: Deque[_Record] = deque()
         self._devices: Optional[List[bytes]] = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._lock.release()
+        self._settle()
 
     def uuid_of(self, device: int) -> bytes:
         """The UUID of a device of this process."""
@@ -170,7 +180,7 @@ class _Exchange:
         base, size = driver.allocation(device, low)
         if low < base or high > base + size:
             raise DriverError("it reaches across several allocations")
-        with self._lock:
+        with self:
             hold = self._covering(base, low, high)
             mapping = None if hold is None else hold.mapping
             if mapping is not None:
@@ -181,21 +191,23 @@ class _Exchange:
                 if hold is None:
                     hold = self._new_hold(base, low, high, None, None, value)
         assert hold is not None
-        self._settle()
         return memory, Ref(_Kept(value, hold))
 
     def _covering(self, base: int, low: int, high: int) -> Optional[_Hold]:
-        for reference in self._holds.get(base, ()):
-            hold: Optional[_Hold] = reference()
-            if hold is not None and hold.low <= low and high <= hold.high:
-                return hold
+        for record in self._records.get(base, ()):
+            if record.low <= low and high <= record.high:
+                hold = record.hold()
+                if hold is not None:
+                    return hold
         return None
 
     def _new_hold(
         self, base: int, low: int, high: int, mapping: Optional[_Mapping], lent: object, owner: object
     ) -> _Hold:
-        hold = _Hold(self, base, low, high, mapping, lent, owner)
-        self._holds.setdefault(base, []).append(weak_reference(hold))
+        hold = _Hold(self, mapping, owner)
+        self._records.setdefault(base, []).append(_Record(hold, base, low, high, lent))
+        if mapping is not None:
+            mapping.count += 1
         return hold
 
     # -- receiving ---------------------------------------------------------------------------------------------
@@ -215,12 +227,12 @@ class _Exchange:
         device = self.device_of(uuid)
         if origin == self.token:
             low, high = base + offset + extent[0], base + offset + extent[1]
-            with self._lock:
+            with self:
                 own = self._covering(base, low, high)
             if own is None or own.mapping is not None:
                 raise DecodeError("a CUDA array names memory of this process that was not passed to anybody")
             return own, device, base + offset
-        with self._lock:
+        with self:
             mapping = self._mappings.get((origin, handle))
             if mapping is None:
                 mapping = self._open((origin, handle), uuid, base, device)
@@ -236,11 +248,9 @@ class _Exchange:
                 hold = self._covering(mapping.base, low, high)
                 if hold is None:
                     hold = self._new_hold(mapping.base, low, high, mapping, lent, None)
-                    mapping.count += 1
             finally:
                 if not mapping.count:
                     self._close(mapping)
-        self._settle()
         return hold, device, address
 
     def _open(self, key: Tuple[bytes, bytes], uuid: bytes, origin_base: int, device: int) -> _Mapping:
@@ -263,10 +273,10 @@ class _Exchange:
 
     # -- letting go --------------------------------------------------------------------------------------------
 
-    def let_go(self, base: int, mapping: Optional[_Mapping], lent: object) -> None:
+    def let_go(self, record: _Record, reference: object) -> None:
         """A hold is gone. Called at any moment, on any thread."""
         if self.pid == os.getpid():  # what was mapped before a fork is the parent's to unmap
-            self._gone.append((base, mapping, lent))
+            self._gone.append(record)
             self._settle()
 
     def _settle(self) -> None:
@@ -283,63 +293,68 @@ class _Exchange:
         gone = []
         while self._gone:
             gone.append(self._gone.popleft())
-        for device in {mapping.device for _, mapping, _ in gone if mapping is not None}:
+        for device in {record.mapping.device for record in gone if record.mapping is not None}:
             try:
                 # Work that reads the memory may still be queued, on whatever stream.
                 self.driver.synchronize(device)
             except DriverError:
                 pass  # the context is broken: nothing runs in it any more
-        for base, mapping, lent in gone:
-            left = [reference for reference in self._holds.get(base, ()) if reference() is not None]
-            if left:
-                self._holds[base] = left
-            else:
-                self._holds.pop(base, None)
+        for record in gone:
+            records = self._records[record.base]
+            records.remove(record)
+            if not records:
+                del self._records[record.base]
+            mapping = record.mapping
             if mapping is not None:
                 mapping.count -= 1
                 if not mapping.count:
                     self._close(mapping)
-            loans.append(lent)
+            loans.append(record.lent)
+            record.lent = None
 
     @property
     def counts(self) -> Tuple[int, int]:
         """How many allocations of others are mapped, and how many spans of memory, own and others', are held."""
-        with self._lock:
-            holds = sum(reference() is not None for references in self._holds.values() for reference in references)
-            counts = len(self._mappings), holds
-        self._settle()
-        return counts
+        with self:
+            return len(self._mappings), sum(map(len, self._records.values()))
 
 
 _driver: Optional[Driver] = None
-_exchange_here: Optional[_Exchange] = None
+# By process id: of this process, and left over, of what it was forked from.
+_exchanges: Dict[int, _Exchange] = {}
 
 
 def use_driver(driver: Optional[Driver]) -> None:
     """Ask this driver from now on instead of the machine's own (None): for tests, where there is no GPU."""
-    global _driver, _exchange_here
+    global _driver
     _driver = driver
-    _exchange_here = None
+    _exchanges.clear()
 
 
 def counts() -> Tuple[int, int]:
     """How many allocations of other processes are mapped into this one, and how many spans of device memory, of this
     process and of others, are held for arrays that were passed."""
-    exchange = _exchange_here
-    return (0, 0) if exchange is None or exchange.pid != os.getpid() else exchange.counts
+    exchange = _exchanges.get(os.getpid())
+    return (0, 0) if exchange is None else exchange.counts
 
 
 def _exchange() -> _Exchange:
-    global _driver, _exchange_here
-    exchange = _exchange_here
-    if exchange is None or exchange.pid != os.getpid():
-        driver = _driver
-        if driver is None:
+    global _driver
+    exchange = _exchanges.get(os.getpid())
+    if exchange is None:
+        if _driver is None:
             from .cuda_driver import Cuda
 
-            driver = _driver = Cuda()
-        exchange = _exchange_here = _Exchange(driver)
+            _driver = Cuda()
+        exchange = _exchanges.setdefault(os.getpid(), _Exchange(_driver))  # another thread may have been quicker
     return exchange
+
+
+@atexit.register
+def _at_exit() -> None:
+    """From now on nothing is unmapped: that happens with the end of the process, and what a driver needs goes first."""
+    for exchange in _exchanges.values():
+        exchange.pid = 0
 
 
 def _spell_uuid(uuid: bytes) -> str:
@@ -449,10 +464,12 @@ def restore_cuda_array(
         if len(shape) != len(strides) or min(shape, default=0) < 0 or not isinstance(read_only, bool):
             raise ValueError(f"shape {shape}, strides {strides}")
         extent = extent_of(shape, strides, itemsize)
-        if 0 not in shape and (len(uuid), len(origin), len(handle)) != (16, 16, HANDLE_SIZE):
-            raise ValueError("no handle")
         if not all(type(number) is int for number in (base, offset, *shape, *strides)):
             raise ValueError("numbers that are none")
+        if not all(type(part) is bytes for part in (uuid, origin, handle)):
+            raise ValueError("bytes that are none")
+        if 0 not in shape and (len(uuid), len(origin), len(handle)) != (16, 16, HANDLE_SIZE):
+            raise ValueError("no handle")
     except (ValueError, TypeError, AttributeError) as error:
         raise DecodeError(f"a CUDA array is not described as it should be: {error}") from None
     if 0 not in shape and not isinstance(lent, Proxy):
@@ -468,7 +485,16 @@ def restore_cuda_array(
             f"a CUDA array came, which this process cannot open: {error}; {_KEPT_IN_MAIN_MEMORY}"
         ) from error
     array = DeviceArray(
-        library, dtype, shape, strides, device, address, read_only, hold, uuid, exchange.driver.dlpack_kind
+        library,
+        dtype,
+        tuple(shape),
+        tuple(strides),
+        device,
+        address,
+        read_only,
+        hold,
+        uuid,
+        exchange.driver.dlpack_kind,
     )
     make = _LIBRARIES.get(library)
     return array if make is None else make(array)
