@@ -106,3 +106,5 @@ def look_at_tensor(tensor):
 def set_inline(nbytes):
     """From which size on this process passes bytes beside the payload instead of in it."""
     values.Encoder.inline = nbytes
+    # Shorter `bytes` the pickler itself puts among the rest of the payload.
+    values._LARGE_CHUNK = max(nbytes, 1 << 16)

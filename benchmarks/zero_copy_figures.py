@@ -53,14 +53,20 @@ def quicker_beside(ways: dict[str, dict[str, Any]]) -> int | None:
 
 def _threshold(part: dict[str, Any]) -> tuple[float, str]:
     worst = 1.0
-    for ways in part["kinds"].values():
+    for kind, ways in part["kinds"].items():
+        threshold = part["thresholds"][kind.split()[0]]
         for size, beside in ways["beside"].items():
             inline = ways["inline"][size]["p50"]
-            chosen = inline if int(size) < part["threshold"] else beside["p50"]
+            chosen = inline if int(size) < threshold else beside["p50"]
             worst = max(worst, chosen / min(inline, beside["p50"]))
     starts = {kind: quicker_beside(ways) for kind, ways in part["kinds"].items()}
     words = [f"{kind} {'never' if size is None else f'{size:,}'}" for kind, size in starts.items()]
-    return worst, f"threshold {part['threshold']:,} bytes; beside the payload is quicker from: {', '.join(words)}"
+    return worst, f"{readable_thresholds(part)}; it is quicker from: {', '.join(words)}"
+
+
+def readable_thresholds(part: dict[str, Any]) -> str:
+    """From which sizes on what goes beside the payload."""
+    return "beside the payload from: " + ", ".join(f"{kind} {size:,}" for kind, size in part["thresholds"].items())
 
 
 def _segments(part: dict[str, Any]) -> tuple[float, str]:

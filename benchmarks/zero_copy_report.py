@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.markdown import table
+from benchmarks.zero_copy_figures import readable_thresholds
 
 TITLES = {
     "copy": "a warm memcpy, here",
@@ -78,7 +79,6 @@ def _threshold(part: dict[str, Any]) -> str:
         ]
         for size in sizes
     ]
-    return (
-        f"From {part['threshold']:,} bytes on, bytes go beside the payload. A call, p50 in µs, with them in the "
-        "payload / beside it:\n\n"
-    ) + table(("bytes", *kinds), "r" * (1 + len(kinds)), rows)
+    return (f"A call, p50 in µs, with the bytes in the payload / beside it ({readable_thresholds(part)}):\n\n") + table(
+        ("bytes", *kinds), "r" * (1 + len(kinds)), rows
+    )

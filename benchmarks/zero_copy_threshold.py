@@ -4,8 +4,9 @@
     python -m benchmarks.zero_copy_threshold [quick]
 
 A sample is one call, in nanoseconds: an array or ``bytes`` as an argument, or as a result. The threshold is set on both
-sides before each batch, to above the size or to below it; the two ways of one size take turns. Printed are the samples
-by kind, way and size, and the threshold that atoll has by itself.
+sides before each batch, to above the size or to below it; the two ways of one size take turns. Below 64 KiB, ``bytes``
+are always in the payload, so there the two ways are one. Printed are the samples by kind, way and size, and the
+thresholds that atoll has by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import atoll
-from atoll_worker.values import Encoder
+from atoll_worker import values
 from benchmarks import array_service
 from benchmarks.copying import marks, random_bytes
 from benchmarks.percentiles import summarize
@@ -62,7 +63,7 @@ def with_threshold(service: atoll.Service, threshold: int, call: Callable[[], in
     """A batch of calls under a threshold. The first does not count: it comes after another one's batch."""
 
     def contend() -> list[int]:
-        Encoder.inline = threshold
+        array_service.set_inline(threshold)
         service.set_inline(threshold)
         call()
         return [call() for _ in range(BATCH)]
@@ -72,7 +73,7 @@ def with_threshold(service: atoll.Service, threshold: int, call: Callable[[], in
 
 def main() -> int:
     rounds = QUICK_ROUNDS if "quick" in sys.argv else ROUNDS
-    own = Encoder.inline
+    thresholds = {"array": values.Encoder.inline, "bytes": values._LARGE_CHUNK}
     results: dict[str, dict[str, dict[int, Any]]] = {}
     with atoll.Service(SERVICE) as service:
         kinds: dict[str, Callable[[int], Callable[[], int]]] = {
@@ -90,7 +91,7 @@ def main() -> int:
                 for way, samples in taken.items():
                     results[kind][way][size] = asdict(summarize(samples))
     atoll.shutdown()
-    print(json.dumps({"threshold": own, "kinds": results}))
+    print(json.dumps({"thresholds": thresholds, "kinds": results}))
     return 0
 
 

@@ -186,7 +186,7 @@ ZERO_COPY = {
     "place": {"small": summary(1e4), "made 1000": summary(2e4), "made 1000000000": summary(5e4)},
     "small": {"small": summary(1e4), "argument": summary(1.4e4), "result": summary(1.2e4), "bytes": summary(1e4)},
     "threshold": {
-        "threshold": 4096,
+        "thresholds": {"array": 4096, "bytes": 8192},
         "kinds": {
             "array argument": ways({"1024": 1e4, "4096": 2e4, "8192": 4e4}, {"1024": 3e4, "4096": 3e4, "8192": 3e4}),
             "bytes result": ways({"1024": 1e4, "4096": 1e4, "8192": 1e4}, {"1024": 2e4, "4096": 2e4, "8192": 2e4}),
