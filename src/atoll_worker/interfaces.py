@@ -147,6 +147,8 @@ def reducer_of(cls: type) -> Optional[Reducer]:
     """For classes that offer one of the protocols, and are no subclasses of what is known by name."""
     for base in cls.__mro__[1:]:
         known = array_reducer_of(base)
+        if (base.__module__, base.__qualname__) == ("pyarrow.lib", "ExtensionArray"):
+            return known  # pyarrow finds the class again by the type
         if known is not None and known.__module__ not in _FOR_PROTOCOLS:
             return None
     for protocol, reducer in _BY_PROTOCOL.items():
