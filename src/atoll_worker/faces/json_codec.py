@@ -98,7 +98,7 @@ def _standard() -> Made:
 
 
 def _orjson() -> Made:
-    import orjson  # type: ignore[import-not-found]  # the user's own, if there
+    import orjson  # the user's own, if there
 
     dumps = orjson.dumps
 

@@ -118,25 +118,28 @@ def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = No
 
 
 def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
-    listener = _listen(path)
-    place = os.stat(path)
+    server = Server(table, codec)
     try:
-        server = Server(listener, table, codec)
-        with _Signals(server):
+        with _Signals(server), _listen(path) as listener:  # who can connect, can also end it
+            place = os.stat(path)
             try:
-                server.serve()
+                server.serve(listener)
             except _Stop:
                 pass
             finally:
-                server.close()
+                _unlink(path, place)
     finally:
-        listener.close()
-        try:
-            now = os.lstat(path)
-            if (now.st_ino, now.st_dev) == (place.st_ino, place.st_dev):  # not one that took its place meanwhile
-                os.unlink(path)
-        except OSError:
-            pass  # somebody was faster
+        server.close()
+
+
+def _unlink(path: str, place: os.stat_result) -> None:
+    """Remove the socket, unless it is one that took its place meanwhile."""
+    try:
+        now = os.lstat(path)
+        if (now.st_ino, now.st_dev) == (place.st_ino, place.st_dev):
+            os.unlink(path)
+    except OSError:
+        pass  # somebody was faster
 
 
 def _logger() -> Any:
@@ -334,16 +337,14 @@ class _Poller:
 class Server:
     """Answers whoever connects. Made, and used, on the main thread."""
 
-    def __init__(self, listener: socket.socket, table: FunctionTable, codec: Codec) -> None:
+    def __init__(self, table: FunctionTable, codec: Codec) -> None:
         self.call = Call()
         self.is_stopping = False
         self.is_waiting = False
-        self._listener = listener
         self._codec = codec
         self._functions: Dict[str, Callable[[Any], Any]] = {}
         self._loop: Optional[completion.Loop] = None
         self._poller: Any = select.epoll() if hasattr(select, "epoll") else _Poller()
-        self._poller.register(listener.fileno(), _IN)
         self._is_accepting = True
         self._connections: Dict[int, Connection] = {}
         self._ready: Deque[Connection] = deque()  # that have something waiting, each once
@@ -394,8 +395,10 @@ class Server:
 
     # -- the main thread -------------------------------------------------------------------------------------
 
-    def serve(self) -> None:
+    def serve(self, listener: socket.socket) -> None:
         """Answer calls until the worker is told to end."""
+        self._listener = listener
+        self._poller.register(listener.fileno(), _IN)
         start_new_thread(self._listen_during_calls, ())
         poll = self._poller.poll
         ready = self._ready

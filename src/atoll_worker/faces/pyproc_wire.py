@@ -27,7 +27,7 @@ MAX_FRAME = 10 << 20  # bytes of JSON
 # From here on a frame is read into memory of its own rather than put together from pieces.
 _LARGE = 1 << 16
 # Of a frame that is too large: bytes to wait for, in which its id is looked for.
-_BEGINNING = 64
+_BEGINNING = 32
 
 
 class Malformed(RemoteProtocolError):
