@@ -2,7 +2,7 @@
 """A pytest plugin: whatever a test starts is gone when it ends, or the test fails and says what was left.
 
 After every test ``atoll.shutdown()`` is called, garbage is collected, and then, within a bounded time, there must be no
-process, file descriptor, fast lane or thread that was not there before. Processes that lost their parent count too:
+process, file descriptor, fast lane, segment or thread that was not there before. Processes that lost their parent count too:
 the test process adopts them (PR_SET_CHILD_SUBREAPER), where otherwise init would, unseen.
 
 What may stay is what atoll keeps for good, once per process: the threads in ``PERMANENT_THREADS`` and their pipes. They
@@ -67,6 +67,9 @@ def left_since(before: set[str], patience: float) -> list[str]:
     pause = threading.Event()
     while True:
         gc.collect()
+        if "atoll_worker.segments" in sys.modules:
+            # Memory that nobody uses is kept to be used again; what is left after this is used by somebody.
+            sys.modules["atoll_worker.segments"].store.trim()
         _reap_adopted()
         left = everything() - before
         if not left or time.monotonic() > deadline:
@@ -135,7 +138,12 @@ def _descriptors() -> set[str]:
 
 def _lanes() -> set[str]:
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return {f"fast lane mapped at {line.split()[0]}" for line in lines if "memfd:atoll-lane" in line}
+    return {
+        f"{what} mapped at {line.split()[0]}"
+        for what, name in (("fast lane", "memfd:atoll-lane"), ("segment", "memfd:atoll-segment"))
+        for line in lines
+        if name in line
+    }
 
 
 def _threads() -> set[str]:

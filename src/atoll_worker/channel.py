@@ -25,6 +25,7 @@ from .errors import (
     EncodeError,
     LocalProtocolError,
     ProtocolError,
+    SegmentsExhausted,
     describe_exception,
     format_exception,
 )
@@ -280,11 +281,13 @@ class Channel:
 
     def _unencodable(self, error: BaseException, result: object) -> Answer:
         """The result cannot be encoded; looking for the reason runs code of its class, which may do anything."""
+        self._encoder.take_back()  # should it only have been too large for a frame
         try:
             message = str(explain_unencodable(error, (("result", result),)))
         except BaseException as strange:
             message = f"result cannot be passed, nor can it be said why: {type(strange).__name__}"
-        return self._described({"atoll": "EncodeError", "message": message})
+        kind = "SegmentsExhausted" if isinstance(error, SegmentsExhausted) else "EncodeError"
+        return self._described({"atoll": kind, "message": message})
 
     def _described(self, described: Dict[str, Any]) -> Answer:
         self._end_fork(None)

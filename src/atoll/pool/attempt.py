@@ -135,7 +135,11 @@ class Attempt:
         if options is not None and options.cancellation is not None:
             number = channel.call_number + (not self.depth)  # the next one, unless it is within one
             what = f"{self.pool.service}.{self.function}"
-            options.cancellation.begins(channel, number | self.depth << 48, what, self.was_cancelled)
+            try:
+                options.cancellation.begins(channel, number | self.depth << 48, what, self.was_cancelled)
+            except CallCancelled:
+                channel.encoder.take_back()  # it will not be sent
+                raise
 
     def end(self) -> None:
         """It was answered, or never will be."""

@@ -26,6 +26,7 @@ from ..errors import (
     FunctionNotFound,
     ManifestError,
     ProtocolError,
+    SegmentsExhausted,
     ServiceClosed,
     WorkerDied,
 )
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _PICKLE = wire.PICKLE
 _CALL = wire.CALL
 _WAITING = (wire.CALLING, wire.NESTED)  # states of a conversation in which it is the worker's turn
+# What a worker says of results, by name.
+_OWN_ERRORS: dict[str, type[AtollError]] = {"EncodeError": EncodeError, "SegmentsExhausted": SegmentsExhausted}
 _END_GRACE = 1.0
 _LOOK_AGAIN = 0.1
 _clock = time.monotonic
@@ -61,6 +64,7 @@ def raise_broken(pool: Pool, error: BaseException, channel: Channel, attempt: At
     is_broken = isinstance(error, LocalProtocolError) and conversation.state in _WAITING
     if isinstance(error, LocalProtocolError) and conversation.depth == attempt.depth and not is_broken:
         # Too large for a frame: nothing was sent, and the worker is as good as before.
+        channel.encoder.take_back()
         raise EncodeError(f"the arguments of {pool.service}.{function} cannot be passed: {error}") from None
     worker = channel.worker
     if is_broken or isinstance(error, ConnectionClosed):
@@ -180,7 +184,7 @@ def raise_error(pool: Pool, payload: Bytes, buffers: Sequence[Bytes], channel: C
         elif own == "Cancelled":
             error = attempt.was_cancelled or CallCancelled(f"{pool.service}.{function} was cancelled")
         else:
-            kind = EncodeError if own == "EncodeError" else DecodeError
+            kind = _OWN_ERRORS.get(own, DecodeError)
             error = kind(f"{pool.service}.{function}: {described['message']}")
     except (KeyError, TypeError, AttributeError, ValueError) as malformed:
         raise DecodeError(f"the worker of {pool.service!r} described an error wrongly: {malformed!r}") from None
