@@ -10,6 +10,7 @@ import gc
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -755,3 +756,18 @@ def test_many_threads(driver: Any, start: Start) -> None:
     del shared
     until(lambda: nothing_is_shared(driver, service) and tuple(service.owned()) == (0, 0))
     until(lambda: gc.collect() is not None and not driver.own)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ATOLL_TEST_TORCH" not in os.environ, reason="ATOLL_TEST_TORCH names no interpreter that has torch")
+def test_tensors_of_torch(tmp_path: Path) -> None:
+    """All dtypes, views and what is more than data: see the program."""
+    done = subprocess.run(
+        [os.environ["ATOLL_TEST_TORCH"], str(HERE / "cuda_tensor_checks.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent / "src")},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("all tensors crossed\n")
