@@ -28,9 +28,19 @@ def _over(ours: str, base: str, words: Callable[[dict[str, Any]], str] = millise
 
 def _in_place(part: dict[str, Any]) -> tuple[float, str]:
     small = part["small"]["p50"]
-    ratios = {name: samples["p50"] / small for name, samples in part.items() if name != "small"}
-    words = [f"{name.split()[0]}, {readable_size(int(name.split()[1]))}: {ratio:.2f}" for name, ratio in ratios.items()]
+    ratios = {name: samples["p50"] / small for name, samples in part.items() if name.startswith(("made", "passed on"))}
+    words = [f"{_with_size(name)}: {ratio:.2f}" for name, ratio in ratios.items()]
     return max(ratios.values()), f"the worst of {'; '.join(words)}; small call {microseconds(part['small'])}"
+
+
+def _given_back(part: dict[str, Any]) -> tuple[float, str]:
+    name = next(name for name in part if name.startswith("given back"))
+    return part[name]["p50"] / part["small"]["p50"], f"{_with_size(name)}: {milliseconds(part[name])}"
+
+
+def _with_size(name: str) -> str:
+    words, _, size = name.rpartition(" ")
+    return f"{words}, {readable_size(int(size))}"
 
 
 def readable_size(nbytes: int) -> str:
@@ -122,7 +132,10 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             _over("atoll_largest", "copy_and_largest", inside="nanoseconds"),
         ),
     ),
-    "place": (Promise("Array in a segment, any size, over a small call", "x", 4.0, True, _in_place),),
+    "place": (
+        Promise("Array in a segment, any size, over a small call", "x", 4.0, True, _in_place),
+        Promise("Result given back to the worker it came from, over a small call", "x", None, True, _given_back),
+    ),
     "small": (
         Promise(
             "Array of 1 KB as an argument, over a small call", "x", 1.5, True, _over("argument", "small", microseconds)

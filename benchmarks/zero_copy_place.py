@@ -4,8 +4,9 @@
     python -m benchmarks.zero_copy_place [quick]
 
 A sample is one call, in nanoseconds. ``made``: an array of ``atoll.empty``, all of whose pages are there, as an
-argument of ``look``, over and over. ``returned``: the result of a worker, given back to the same worker. Memory: the
-largest array (an eighth of the machine's memory, if that is less than 1 GB), and nothing beside it.
+argument of ``look``, over and over. ``passed on``: the result of one worker, given to another. ``given back``: to the
+one it came from. Memory: the largest array (an eighth of the machine's memory, if that is less than 1 GB), and little
+beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from benchmarks.turns import Contender, take_turns, timed
 from benchmarks.workload import LABEL, THRESHOLD, check
 
 SIZES = (1_000, 30_000, 1_000_000, 30_000_000, 1_000_000_000)
-ROUNDS, QUICK_ROUNDS, BATCH = 60, 6, 50
+RETURNED_SIZES = (1_000_000, 30_000_000)
+ROUNDS, QUICK_ROUNDS, BATCH = 60, 6, 30
 SERVICE = Path(array_service.__file__)
 
 
@@ -62,7 +64,7 @@ def looks(look: Callable[[Any], Any], array: Any, is_writable: bool = True) -> C
     return contend
 
 
-def measure(service: Any, rounds: int) -> dict[str, list[int]]:
+def measure(service: Any, other: Any, rounds: int) -> dict[str, list[int]]:
     """Samples of the small call, and by size."""
     largest = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
     contenders = {"small": small_calls(service.detect)}
@@ -70,14 +72,15 @@ def measure(service: Any, rounds: int) -> dict[str, list[int]]:
         array = atoll.empty(min(size, largest), "uint8")
         array.fill(7)
         contenders[f"made {len(array)}"] = looks(service.look, array)
-    returned = service.give(30_000_000, 5)
-    contenders[f"returned {len(returned)}"] = looks(service.look, returned, False)
+    for size in RETURNED_SIZES:
+        contenders[f"passed on {size}"] = looks(service.look, other.give(size, 5), False)
+    contenders[f"given back {RETURNED_SIZES[-1]}"] = looks(service.look, service.give(RETURNED_SIZES[-1], 5), False)
     return take_turns(contenders, rounds)
 
 
 def main() -> int:
-    with atoll.Service(SERVICE) as service:
-        taken = measure(service, QUICK_ROUNDS if "quick" in sys.argv else ROUNDS)
+    with atoll.Service(SERVICE) as service, atoll.Service(SERVICE, name="other") as other:
+        taken = measure(service, other, QUICK_ROUNDS if "quick" in sys.argv else ROUNDS)
     atoll.shutdown()
     print(json.dumps({name: asdict(summarize(samples)) for name, samples in taken.items()}))
     return 0

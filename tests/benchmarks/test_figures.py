@@ -183,7 +183,13 @@ ZERO_COPY = {
             "atoll_largest": summary(11e6),
         },
     },
-    "place": {"small": summary(1e4), "made 1000": summary(2e4), "made 1000000000": summary(5e4)},
+    "place": {
+        "small": summary(1e4),
+        "made 1000": summary(2e4),
+        "made 1000000000": summary(5e4),
+        "passed on 1000000": summary(3e4),
+        "given back 30000000": summary(3e6),
+    },
     "small": {"small": summary(1e4), "argument": summary(1.4e4), "result": summary(1.2e4), "bytes": summary(1e4)},
     "threshold": {
         "thresholds": {"array": 4096, "bytes": 8192},
@@ -231,6 +237,7 @@ def test_figures_of_arrays(results):
         "Memory that these calls leave behind",
         "4K frames as a stream through two services, of what two memcpys allow",
     }
+    assert values["Result given back to the worker it came from, over a small call"] == pytest.approx(300.0)
     assert "1 GB: 5.00" in found["Array in a segment, any size, over a small call"].detail
 
 
