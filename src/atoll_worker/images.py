@@ -46,8 +46,8 @@ def _pixels(value: Any) -> Any:
     for an image of 25 MB.
     """
     encoder_of = getattr(library("PIL.Image", "an image of PIL"), "_getencoder", None)
-    if encoder_of is not None and value.mode in _PIXEL_BYTES:
-        nbytes = value.width * value.height * _PIXEL_BYTES[value.mode]
+    nbytes = value.width * value.height * _PIXEL_BYTES.get(value.mode, 0)
+    if encoder_of is not None and nbytes:
         encoder = encoder_of(value.mode, "raw", (value.mode,))
         encoder.setimage(value.im, (0, 0, *value.size))
         _, error, data = encoder.encode(nbytes)

@@ -63,7 +63,8 @@ INDEXES: list[Any] = [
     pandas.date_range("2024", periods=4), pandas.date_range("2024", periods=4, tz="Europe/Berlin", name="zoned"),
     pandas.DatetimeIndex(["2024-01-01", "2024-02-29"]), pandas.timedelta_range("1D", periods=3),
     pandas.period_range("2024", periods=3, freq="D"), pandas.interval_range(0, 3),
-    pandas.CategoricalIndex(["x", "y", "x"]), PAIRS, PAIRS[1:3], PAIRS[:0], pandas.MultiIndex.from_tuples([("x", pandas.NaT), (None, pandas.Timestamp("2024"))]),
+    pandas.CategoricalIndex(["x", "y", "x"]), PAIRS, PAIRS[1:3], PAIRS[:0],
+    pandas.MultiIndex.from_tuples([("x", pandas.NaT), (None, pandas.Timestamp("2024"))]),
 ]  # fmt: skip
 
 FRAMES: list[Any] = [
