@@ -299,6 +299,32 @@ def test_it_is_unmapped_before_it_is_given_back(driver: Any, service: atoll.Serv
     ]
 
 
+def test_what_is_still_mapped_is_not_given_back(driver: Any, foreign: bytes) -> None:
+    class Watching(Lending):
+        def __init__(self) -> None:
+            super().__init__("a peer", {}, str)
+            self.seen: list[tuple[int, int]] = []
+
+        def give_back(self, number: int, received: int) -> None:
+            self.seen.append((number, len(driver.opened)))
+
+    peer = Watching()
+    memory = stand_in.DEVICES[0], b"o" * 16, 4096, foreign, 0, False
+    first = restore_cuda_array("", "<f8", (4,), (8,), memory, RemoteObject(peer, 1))
+    within = restore_cuda_array("", "<f8", (2,), (8,), memory, RemoteObject(peer, 2))
+    assert peer.seen == [(2, 1)], "the first loan keeps it"
+    wider = restore_cuda_array("", "<f8", (8,), (8,), memory, RemoteObject(peer, 3))
+    del first
+    gc.collect()
+    assert len(peer.seen) == 1, "there is a view of it"
+    del within
+    gc.collect()
+    assert peer.seen[1:] == [(1, 1)], "another span of the allocation is still in use"
+    del wider
+    gc.collect()
+    assert peer.seen[2:] == [(3, 0)], "unmapped first, then given back"
+
+
 def test_the_stream_of_the_array_is_waited_for(driver: Any, service: atoll.Service) -> None:
     def waited() -> list[str]:
         return [rest for pid, what, rest in log(driver, "synchronize") if pid == os.getpid()]
