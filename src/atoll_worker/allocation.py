@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from .segments import Segment, store
+from .segments import ONLY, RATHER, Segment, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,19 @@ def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str =
         TypeError: items of this dtype are no plain bytes.
     """
     dimensions: Tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+    return _empty(dimensions, dtype, order, RATHER)
+
+
+def copy_for_writers(value: Any) -> Any:
+    """A copy of an array of numpy or a tensor of torch in shared memory, which others can be lent to write to.
+
+    Raises:
+        SegmentsExhausted, TypeError: as ``empty``.
+    """
+    return _copy(value, ONLY)
+
+
+def _empty(dimensions: Tuple[int, ...], dtype: Any, order: str, for_writers: int) -> Any:
     if type(dtype).__module__ == "torch":
         torch = sys.modules["torch"]
         tensor = torch.empty(0, dtype=dtype)
@@ -41,7 +54,7 @@ def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str =
             count *= length
         if not count:
             return torch.empty(dimensions, dtype=dtype)
-        memory = _memory(count * tensor.element_size())
+        memory = _memory(count * tensor.element_size(), for_writers)
         return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(dimensions)
     numpy: Any = import_module("numpy")
     kind = numpy.dtype(dtype)
@@ -53,7 +66,7 @@ def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str =
     count = 1
     for length in dimensions:
         count *= length
-    return numpy.frombuffer(_memory(count * kind.itemsize), kind).reshape(dimensions, order=order)
+    return numpy.frombuffer(_memory(count * kind.itemsize, for_writers), kind).reshape(dimensions, order=order)
 
 
 def asarray(value: Any) -> Any:
@@ -64,20 +77,30 @@ def asarray(value: Any) -> Any:
     Raises:
         SegmentsExhausted, TypeError: as ``empty``.
     """
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "untyped_storage"):
+    if _is_tensor(value):
         if segment_of(value.data_ptr(), value.untyped_storage().nbytes()) is not None:
             return value
-        tensor = empty(tuple(value.shape), value.dtype)
-        tensor.copy_(value.detach())
-        store.count_copy(tensor.numel() * tensor.element_size())
-        return tensor
-    numpy = import_module("numpy")
-    array = numpy.asarray(value)
+        return _copy(value, RATHER)
+    array = import_module("numpy").asarray(value)
     if array.flags.writeable and segment_of(*span_of(array)) is not None:
         return array
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    copy = empty(array.shape, array.dtype, order)
-    numpy.copyto(copy, array, casting="no")
+    return _copy(array, RATHER)
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "untyped_storage")
+
+
+def _copy(value: Any, for_writers: int) -> Any:
+    copy: Any
+    if _is_tensor(value):
+        copy = _empty(tuple(value.shape), value.dtype, "C", for_writers)
+        copy.copy_(value.detach())
+        store.count_copy(copy.numel() * copy.element_size())
+        return copy
+    order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
+    copy = _empty(value.shape, value.dtype, order, for_writers)
+    import_module("numpy").copyto(copy, value, casting="no")
     store.count_copy(copy.nbytes)
     return copy
 
@@ -97,8 +120,8 @@ def segment_of(address: int, nbytes: int) -> Optional[Segment]:
     return found[0] if found is not None and type(found[0]) is Segment else None
 
 
-def _memory(nbytes: int) -> memoryview:
-    segment = store.allocate(nbytes)
+def _memory(nbytes: int, for_writers: int) -> memoryview:
+    segment = store.allocate(nbytes, for_writers)
     try:
         held = store.keep(segment)
     except BaseException:

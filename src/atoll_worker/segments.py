@@ -29,7 +29,7 @@ from .errors import SegmentsExhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Tuple
+    from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Set, Tuple
 
     class Peer(Protocol):
         """One that segments are lent to."""
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 # Bytes from which on a size is rounded up, and steps to the doubled size: at most an eighth more is reserved.
 _SMALLEST = 1 << 16
 _STEPS = 8
+# Whether other processes are to be able to write to a segment: it need not be so, should be so, or must be so. One that
+# was sealed stays so when it is used again.
+NO, RATHER, ONLY = 0, 1, 2
 # A free segment up to this many times as large as needed is taken rather than a new one made.
 _ROOMIER = 2
 # Seconds to wait for memory that others have, and between two looks.
@@ -172,7 +175,7 @@ class Store:
         self._starts: List[int] = []  # of memory that may be lent as it is, in order
         self._places: List[Tuple[int, Any]] = []  # the end of each, and whose it is
         self._forks: List[_Fork] = []
-        self._holds: List[Any] = []  # weak references to what keeps borrowed memory
+        self._holds: Dict[int, Any] = {}  # weak references to what keeps borrowed memory, by id
         self._put_away: Deque[Any] = deque()
 
     @property
@@ -193,8 +196,12 @@ class Store:
 
     # -- memory ----------------------------------------------------------------------------------------------
 
-    def allocate(self, size: int) -> Segment:
+    def allocate(self, size: int, for_writers: int = NO) -> Segment:
         """A segment of at least this many bytes, used by the caller: what ``let_go`` is called with in the end.
+
+        Args:
+            size: bytes.
+            for_writers: NO, RATHER or ONLY one that is not sealed.
 
         Raises:
             SegmentsExhausted: the budget is used up, and nothing was given back in time.
@@ -204,7 +211,7 @@ class Store:
         while True:
             with self.lock:
                 self._settle()
-                segment = self._take(size)
+                segment = self._take(size, for_writers)
                 if segment is not None:
                     return segment
                 if size_class(size) > self.budget or monotonic() >= deadline > 0.0:
@@ -214,11 +221,14 @@ class Store:
                 deadline = monotonic() + (0.0 if _is_on_loop() else self.patience)
             sleep(_LOOK_AGAIN)
 
-    def _take(self, size: int) -> Optional[Segment]:
-        best = None
+    def _take(self, size: int, for_writers: int) -> Optional[Segment]:
+        best, rank = None, (False, 0)
         for segment in self._free:
-            if size <= segment.size <= size * _ROOMIER + _SMALLEST and (best is None or segment.size < best.size):
-                best = segment
+            if size <= segment.size <= size * _ROOMIER + _SMALLEST and not (for_writers == ONLY and segment.is_sealed):
+                # Those that are sealed go to readers first, so that there are others for who wants to be written to.
+                its_rank = segment.is_sealed == bool(for_writers), segment.size
+                if best is None or its_rank < rank:
+                    best, rank = segment, its_rank
         if best is not None:
             self._free.remove(best)
             best.users = 1
@@ -280,8 +290,16 @@ class Store:
                 self._free_count += 1
                 segment.freed_at = self._free_count
                 self._free.append(segment)
-                if self.size > self.budget:
-                    self._destroy(segment)
+        while self._free and self.size > self.budget:
+            self._destroy(min(self._free, key=_freed_at))
+
+    def let_go_of_free(self, numbers: Set[int]) -> bool:
+        """Make room for another descriptor among those of these numbers: nobody uses the one that is let go of, if
+        there is one. With the lock held."""
+        free = [segment for segment in self._free if segment.number in numbers]
+        if free:
+            self._destroy(min(free, key=_freed_at))
+        return bool(free)
 
     def trim(self) -> None:
         """Let go of all memory that nobody uses."""
@@ -343,12 +361,17 @@ class Store:
     @property
     def is_crowded(self) -> bool:
         """Whether so much is borrowed that descriptors would run out: each takes two."""
-        return sum(reference() is not None for reference in list(self._holds)) >= self.most_borrowed
+        return len(self._holds) >= self.most_borrowed
 
     def add_hold(self, held: Any) -> None:
-        """Something keeps borrowed memory, until it is collected. With the lock held."""
-        self._holds = [reference for reference in self._holds if reference() is not None]
-        self._holds.append(weak_reference(held))
+        """Something keeps borrowed memory, until it is collected."""
+        key, holds = id(held), self._holds
+        # Nothing here takes a lock: it may be called at any moment.
+        holds[key] = weak_reference(held, lambda _: holds.pop(key, None))
+
+    def _living_holds(self) -> List[Any]:
+        references = list(self._holds.values())
+        return [held for reference in references for held in (reference(),) if held is not None]
 
     # -- figures ---------------------------------------------------------------------------------------------
 
@@ -359,7 +382,7 @@ class Store:
             free = sum(segment.size for segment in self._free)
             peers = [(peer.whose, peer.lent()) for peer in self._living_peers()]
             lent = {id(one): size for _, things in peers for one, size in things if type(one) is Segment}
-            borrowed = [held for reference in self._holds for held in (reference(),) if held is not None]
+            borrowed = self._living_holds()
             return {
                 "segments": len(self._segments),
                 "bytes": self.size,
@@ -411,7 +434,7 @@ class Store:
         with self.lock:
             self._settle()
             used = [segment for segment in self._segments.values() if segment.users]
-            holds = [held for reference in self._holds for held in (reference(),) if held is not None]
+            holds = self._living_holds()
             if used or holds:
                 self._forks.append(_Fork(used, holds))
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from atoll_worker.allocation import asarray, empty, segment_of, span_of
+from atoll_worker.allocation import copy_for_writers, segment_of, span_of
 from atoll_worker.arrays import Shared
 
 from ..errors import EncodeError
@@ -60,11 +60,7 @@ class Outs:
         segment = segment_of(*span)
         if segment is not None and loans().can_write(segment):
             return value
-        if segment is None:
-            inside = asarray(value)
-        else:
-            inside = empty(tuple(value.shape), value.dtype)
-            copy(inside, value)
+        inside = copy_for_writers(value)
         self._back.append(lambda: copy(value, inside))
         return inside
 
