@@ -7,7 +7,7 @@ was. What does not belong here: arithmetic, which is what the libraries are for.
 
 from __future__ import annotations
 
-from .arrays import restore_ndarray, restore_numpy_scalar
+from .arrays import bytes_that_came, restore_ndarray, restore_numpy_scalar
 from .errors import DecodeError
 
 TYPE_CHECKING = False
@@ -192,7 +192,7 @@ def of_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any
     """What ``restore_ndarray`` gives where numpy is not installed."""
     dtype, itemsize, descr = _describe(spelled)
     offset, strides = (0, _strides_of(shape, itemsize, layout)) if isinstance(layout, str) else layout
-    data = memoryview(buffer).cast("B")
+    data = bytes_that_came(buffer).cast("B")
     if isinstance(layout, str) and _size(shape, itemsize) != data.nbytes:
         raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {data.nbytes} bytes")
 
@@ -211,7 +211,7 @@ def _size(shape: Sequence[int], itemsize: int) -> int:
 def of_scalar(spelled: Any, data: bytes) -> Any:
     """What ``restore_numpy_scalar`` gives where numpy is not installed."""
     dtype, itemsize, descr = _describe(spelled)
-    if itemsize != len(data):
+    if type(data) is not bytes or itemsize != len(data):
         raise DecodeError(f"{len(data)} bytes are no scalar of dtype {dtype}")
     if isinstance(spelled, str):
         kind = dtype[1]

@@ -12,6 +12,7 @@ What does not belong here: where the memory comes from (``values``, ``segments``
 from __future__ import annotations
 
 import sys
+from mmap import mmap
 
 from .adapters import Unsupported
 from .errors import DecodeError
@@ -40,10 +41,12 @@ class Carrier:
 
     Attributes:
         inline: what has fewer bytes than this goes inside the payload; a reducer gives it as ``bytes``.
+        is_sharing: what is reduced may be written to by the other side, so its memory must be found in a segment.
         notes: what reducers remember while one value is encoded. What is in it lives until then.
     """
 
     inline = 0
+    is_sharing = False
     notes: Dict[Any, Any]
 
     def find(self, address: int, nbytes: int) -> Any:
@@ -98,21 +101,23 @@ def library(name: str, what: str) -> Any:
         ) from None
 
 
-# -- numpy ---------------------------------------------------------------------------------------------------------
+def installed(name: str, what: str) -> Any:
+    """The library that a value which came is of; None if this side does not have it.
 
+    Raises:
+        DecodeError: it has, but that cannot be imported.
+    """
+    from importlib import import_module
 
-def _numpy(what: str = "") -> Any:
-    """The module, or None where it is not installed; then ``what`` came, if that cannot do without."""
     try:
-        import numpy
+        return import_module(name)
     except ImportError as error:
-        if not what and isinstance(error, ModuleNotFoundError) and error.name == "numpy":
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
             return None
-        raise DecodeError(
-            f"{what or 'a numpy array'} came, but numpy cannot be imported by "
-            f"{sys.executable} ({error}); add numpy to the dependencies of this side"
-        ) from None
-    return numpy
+        raise DecodeError(f"{what} came, but {name} cannot be imported by {sys.executable} ({error})") from error
+
+
+# -- numpy ---------------------------------------------------------------------------------------------------------
 
 
 def _spell_dtype(dtype: Any, owner: object) -> Any:
@@ -186,13 +191,7 @@ def _read_dtype(numpy: Any, spelled: Any) -> Any:
 
 
 def _read_ml_dtype(numpy: Any, name: str) -> Any:
-    try:
-        import ml_dtypes  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise DecodeError(
-            f"an array of dtype {name} came, but ml_dtypes cannot be imported by "
-            f"{sys.executable} ({error}); add ml_dtypes to the dependencies of this side"
-        ) from None
+    ml_dtypes = library("ml_dtypes", f"an array of dtype {name}")
     scalar = getattr(ml_dtypes, name, None)
     if not isinstance(scalar, type) or not issubclass(scalar, numpy.generic):
         raise DecodeError(
@@ -306,7 +305,7 @@ def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer
     Where the same bytes are items more than once, as in a broadcast array, it is read-only, as it is with numpy.
     Where numpy is not installed, it is an ``ArrayBuffer``.
     """
-    numpy = _numpy()
+    numpy = installed("numpy", "a numpy array")
     if numpy is None:
         return _load("array_buffer").of_ndarray(spelled, shape, layout, buffer)
     dtype = _read_dtype(numpy, spelled)
@@ -317,18 +316,34 @@ def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer
         if length < 0:
             raise DecodeError(f"an array of shape {shape}")
         count *= length
-    size = memoryview(buffer).nbytes
+    size = bytes_that_came(buffer).nbytes
     if isinstance(layout, str):
         if count * dtype.itemsize != size:
             raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {size} bytes")
         array = numpy.frombuffer(buffer, dtype, count) if size else numpy.empty(count, dtype)
         return array.reshape(shape, order=layout)
-    # What is outside of the buffer, numpy refuses.
     offset, strides = layout
+    # numpy looks too, but takes a buffer without bytes for one that is large enough, and sums that overflow.
+    before, span = _extent(shape, strides, dtype.itemsize)
+    if len(shape) != len(strides) or (count and (offset < before or offset - before + span > size)):
+        raise DecodeError(
+            f"an array of shape {shape}, dtype {dtype} and strides {strides} does not lie in {size} bytes"
+        )
     array = numpy.ndarray(shape, dtype, buffer, offset, strides)
     if any(not stride and length > 1 for stride, length in zip(strides, shape)) or size < array.nbytes:
         array.flags.writeable = False
     return array
+
+
+def bytes_that_came(buffer: Any) -> memoryview:
+    """The bytes that a restorer is to read.
+
+    Raises:
+        DecodeError: it is something else. What was rebuilt already may hold pointers, as an array of objects does.
+    """
+    if type(buffer) not in (memoryview, bytes, bytearray, mmap):
+        raise DecodeError(f"the bytes of an array were to be those of a {type(buffer).__name__}")
+    return memoryview(buffer)
 
 
 def restore_own_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any) -> Any:
@@ -346,7 +361,7 @@ def restore_read_only_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layo
 
 def restore_object_ndarray(shape: Tuple[int, ...], items: List[Any], order: str) -> Any:
     """An array of objects, which crossed one by one."""
-    numpy = _numpy("a numpy array of Python objects")
+    numpy = library("numpy", "a numpy array of Python objects")
     array = numpy.empty(len(items), dtype=object)
     for index, item in enumerate(items):
         array[index] = item
@@ -361,11 +376,11 @@ def _reduce_numpy_scalar(value: Any, carrier: Carrier) -> Reduced:
 def restore_numpy_scalar(spelled: Any, data: bytes) -> Any:
     """A scalar of numpy; where numpy is not installed, the bool, int, float, complex, str or bytes that equals it, or
     else an ``ArrayBuffer`` without axes."""
-    numpy = _numpy()
+    numpy = installed("numpy", "a numpy array")
     if numpy is None:
         return _load("array_buffer").of_scalar(spelled, data)
     dtype = _read_dtype(numpy, spelled)
-    if dtype.hasobject or dtype.itemsize != len(data):
+    if dtype.hasobject or dtype.itemsize != bytes_that_came(data).nbytes:
         raise DecodeError(f"{len(data)} bytes are no scalar of dtype {dtype}")
     return numpy.frombuffer(data, dtype)[0] if data else dtype.type()
 
@@ -376,7 +391,7 @@ def _reduce_dtype(value: Any, carrier: Carrier) -> Reduced:
 
 def restore_dtype(spelled: Any) -> Any:
     """A dtype of numpy."""
-    return _read_dtype(_numpy("a dtype of numpy"), spelled)
+    return _read_dtype(library("numpy", "a dtype of numpy"), spelled)
 
 
 # -- look-up -------------------------------------------------------------------------------------------------------
@@ -412,6 +427,8 @@ _ROOMS: Dict[str, str] = {
     "mmap": "buffers",
     "builtins.memoryview": "buffers",
     f"{_PACKAGE}.array_buffer.ArrayBuffer": "array_buffer",
+    f"{_PACKAGE}.tensors.Storage": "tensors",
+    f"{_PACKAGE}.tensors.StoragePart": "tensors",
     f"{_PACKAGE}.device_array.DeviceArray": "cuda",
 }
 
@@ -425,7 +442,7 @@ _PROTOCOLS = {
 }
 
 # The restorers of the rooms loaded so far.
-room_restorers: Set[Callable[..., Any]] = set()
+_room_restorers: Set[Callable[..., Any]] = set()
 _found: Dict[type, Reducer] = {}
 
 
@@ -469,6 +486,14 @@ def _reducer_by_protocol(cls: type) -> Optional[Reducer]:
     return None
 
 
+def is_room_restorer(function: Callable[..., Any]) -> bool:
+    """Whether a function is a restorer of one of the rooms, loaded by whomever."""
+    if function in _room_restorers:
+        return True
+    module = function.__module__
+    return type(module) is str and room_restorer(module, function.__name__) is function
+
+
 def room_restorer(module: str, name: str) -> Optional[Callable[..., Any]]:
     """The restorer of that name in a room of another library, or None if there is none."""
     package, _, room = module.rpartition(".")
@@ -482,5 +507,5 @@ def _load(room: str) -> Any:
     from importlib import import_module
 
     loaded = import_module(f"{_PACKAGE}.{room}")
-    room_restorers.update(loaded.RESTORERS.values())
+    _room_restorers.update(loaded.RESTORERS.values())
     return loaded

@@ -27,7 +27,6 @@ from _weakref import ref as weak_reference
 from collections import deque
 from functools import partial
 
-from . import arrays
 from .adapters import Unsupported
 from .cuda_driver import HANDLE_SIZE, DriverError
 from .device_array import TORCH_DTYPES, DeviceArray, extent_of, item_size, strides_of
@@ -549,7 +548,3 @@ BY_NAME: Dict[Tuple[str, str], Reducer] = {(DeviceArray.__module__, DeviceArray.
 def reducer_of(cls: type) -> Reducer:
     """How what has the interface is taken apart."""
     return reduce_array
-
-
-# Whoever loaded this room: tensors do so as well.
-arrays.room_restorers.update(RESTORERS.values())

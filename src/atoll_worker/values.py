@@ -76,7 +76,7 @@ class _DataPickler(Pickler):
             return array_reducer(value, self.carrier)
         if cls is Shared:
             return self.carrier.share(value.value)
-        if cls is _Function and (value in _RESTORER_FUNCTIONS or value in arrays.room_restorers):
+        if cls is _Function and (value in _RESTORER_FUNCTIONS or arrays.is_room_restorer(value)):
             return NotImplemented  # by its name, as pickle does it
         lending = self.lending
         if lending is not None:
@@ -110,7 +110,7 @@ class Encoder(Carrier):
         self._lent: List[Any] = []
         self._chunks: List[Any] = []
         self.announce: Optional[Callable[[], None]] = None
-        self._is_sharing = False
+        self.is_sharing = False
         self.notes: Dict[Any, Any] = {}
         self._wants_again: Optional[bool] = None  # False: it had it
         self._parts: List[Part] = []
@@ -178,19 +178,19 @@ class Encoder(Carrier):
         return False
 
     def find(self, address: int, nbytes: int) -> Any:
-        found = self._open_cargo().find(len(self._chunks), address, nbytes, self._is_sharing)
+        found = self._open_cargo().find(len(self._chunks), address, nbytes, self.is_sharing)
         return _STORED if found else None
 
     def share(self, value: Any) -> Any:
         reducer = array_reducer_of(type(value))
         assert reducer is not None
         self.inline, inline = 0, self.inline
-        self._is_sharing = True
+        self.is_sharing = True
         try:
             return reducer(value, self)
         finally:
             self.inline = inline
-            self._is_sharing = False
+            self.is_sharing = False
 
     def store(
         self,
