@@ -25,12 +25,13 @@ from benchmarks.environment import make_environment
 from benchmarks.figures import collect_figures
 from benchmarks.machine import describe_machine
 from benchmarks.pooling import measure_pool
+from benchmarks.pyproc_figures import measure_pyproc
 from benchmarks.report import PLOT_NAME, RESULTS, render
 from benchmarks.starting import BUILD
 from benchmarks.startup import measure_startup
 from benchmarks.zero_copying import REQUIREMENTS, measure_zero_copy
 
-STARTUP, POOL, ZERO_COPY = GROUPS = "startup", "pool", "zero_copy"
+STARTUP, POOL, ZERO_COPY, PYPROC = GROUPS = "startup", "pool", "zero_copy", "pyproc"
 STARTUP_RUNS, QUICK_STARTUP_RUNS = 40, 5
 
 
@@ -114,6 +115,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         results["pool"] = measure_pool(python, options.quick, progress)
     if not options.only or ZERO_COPY in options.only:
         results["zero_copy"] = measure_zero_copy(python, options.quick, progress)
+    if not options.only or PYPROC in options.only:
+        results["pyproc"] = measure_pyproc(python, options.quick, progress)
     results["seconds"] = round(time.monotonic() - begin, 1)
     results["figures"] = [{**asdict(figure), "met": figure.met} for figure in collect_figures(results)]
     write(results, options.output, python)

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.figure import Figure
 from benchmarks.pool_figures import pool_figures
+from benchmarks.pyproc_figures import pyproc_figures
 from benchmarks.zero_copy_figures import zero_copy_figures
 
 MILLISECOND = 1_000_000
@@ -78,7 +79,8 @@ def collect_figures(results: dict[str, Any]) -> list[Figure]:
         if {peer, "atoll"} <= tried
     ]
     figures += _startup_figures(results.get("startup", {}))
-    return figures + pool_figures(results.get("pool", {})) + zero_copy_figures(results.get("zero_copy", {}))
+    figures += pool_figures(results.get("pool", {})) + zero_copy_figures(results.get("zero_copy", {}))
+    return figures + pyproc_figures(results.get("pyproc", {}))
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

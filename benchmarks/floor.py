@@ -23,16 +23,21 @@ class FloorError(Exception):
 
 def compile_floor(folder: Path) -> Path:
     """Compiles the floor into ``folder`` unless this very source is there already. Returns the binary."""
+    return compile_program(SOURCE, folder)
+
+
+def compile_program(source: Path, folder: Path, *flags: str) -> Path:
+    """Compiles a C program into ``folder`` unless this very source is there already. Returns the binary."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FloorError("no C compiler: set CC, or install cc, gcc or clang")
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    binary = folder / f"floor-{digest}"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    binary = folder / f"{source.stem}-{digest}"
     if binary.exists():
         return binary
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{binary.name}.{os.getpid()}"
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(unfinished), str(SOURCE)]
+    command = [compiler, "-O2", "-Wall", "-Wextra", *flags, "-o", str(unfinished), str(source)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if compiled.returncode != 0:
         raise FloorError(f"{' '.join(command)} failed:\n{compiled.stderr}")

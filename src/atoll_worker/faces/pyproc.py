@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
     from ..service import FunctionTable
 
-    Waiting = Union[Request, bytes]  # a request, or the reply to something that was none
+    Reply = List[bytes]  # its pieces
+    Waiting = Union[Request, Reply]  # a request, or the reply to something that was none
 
 SOCKET_VARIABLE = "PYPROC_SOCKET_PATH"
 CODEC_VARIABLE = "PYPROC_CODEC_TYPE"
@@ -267,7 +268,7 @@ class Connection:
         self.fd = sock.fileno()
         self.reader = FrameReader()
         self.waiting: Deque[Waiting] = deque()
-        self.unsent: Optional[memoryview] = None
+        self.unsent: Optional[List[Union[bytes, memoryview]]] = None
         self.cancelled: Dict[Any, str] = {}
         self.interest = _IN
         self.is_ready = False
@@ -448,14 +449,14 @@ class Server:
             return
         connection.is_ready = False
         one = connection.waiting.popleft()
-        data = self._reply_to(connection, one) if type(one) is Request else one
+        reply = self._reply_to(connection, one) if type(one) is Request else one
         if connection.is_gone:
             return
-        self._send(connection, data)  # type: ignore[arg-type]
+        self._send(connection, reply)
         if connection.waiting or connection.is_ended or connection.interest != _IN:
             self._settle(connection)
 
-    def _reply_to(self, connection: Connection, request: Request) -> bytes:
+    def _reply_to(self, connection: Connection, request: Request) -> Reply:
         request_id = request.id
         codec = self._codec
         if connection.cancelled:
@@ -522,7 +523,7 @@ class Server:
             except Cancelled as late:
                 error = late
 
-    def _raised(self, request: Request, error: BaseException) -> bytes:
+    def _raised(self, request: Request, error: BaseException) -> Reply:
         if self._is_fork:
             self._end_fork(error)
         if self.is_stopping and isinstance(error, _Stop):
@@ -552,7 +553,7 @@ class Server:
                 self._accept()
             return
         if event & _OUT and connection.unsent is not None:
-            self._send(connection, b"")
+            self._send(connection, connection.unsent)
         if event & _IN:
             self._read(connection, is_ear)
         elif event & _BROKEN:
@@ -610,7 +611,7 @@ class Server:
 
     def _take(self, connection: Connection, frame: Any, is_ear: bool) -> None:
         """A frame came, or what could not be read."""
-        message: Union[Request, Cancellation, bytes]
+        message: Union[Request, Cancellation, Reply]
         try:
             if type(frame) is Malformed:
                 raise frame
@@ -624,7 +625,7 @@ class Server:
             if type(message) is Request and message.method == HEALTH and self._functions[HEALTH] is _health:
                 body = self._codec.encode(_health({}))
                 message = write_result(message.id, body, self._codec)
-            if type(message) is bytes:
+            if type(message) is list:
                 self._send(connection, message)
                 return
         connection.waiting.append(message)  # type: ignore[arg-type]  # a cancellation returned above
@@ -632,23 +633,24 @@ class Server:
             connection.is_ready = True
             self._ready.append(connection)
 
-    def _send(self, connection: Connection, data: bytes) -> None:
+    def _send(self, connection: Connection, pieces: Any) -> None:
         """Send a reply, or what is left of one, as far as its reader takes it."""
-        unsent: Any = connection.unsent
-        if unsent is None:
-            unsent = data
         try:
-            sent = connection.sock.send(unsent)
+            sent = connection.sock.send(pieces[0]) if len(pieces) == 1 else connection.sock.sendmsg(pieces)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             self._drop(connection)
             return
-        if sent < len(unsent):
-            connection.unsent = memoryview(unsent)[sent:]
-            self._settle(connection)
-        elif connection.unsent is not None:
-            connection.unsent = None
+        left: List[Union[bytes, memoryview]] = []
+        for piece in pieces:
+            if sent >= len(piece):
+                sent -= len(piece)
+            else:
+                left.append(memoryview(piece)[sent:])
+                sent = 0
+        if left or connection.unsent is not None:
+            connection.unsent = left or None
             self._settle(connection)
 
     def _settle(self, connection: Connection) -> None:

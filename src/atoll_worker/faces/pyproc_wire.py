@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Message = Union["Request", "Cancellation"]
 
 MAX_FRAME = 10 << 20  # bytes of JSON
-# From here on a frame is read into memory of its own rather than put together from pieces.
+# From here on a frame is read into memory of its own, and written from where its parts are, rather than put together.
 _LARGE = 1 << 16
 # Of a frame that is too large: bytes to wait for, in which its id is looked for.
 _BEGINNING = 32
@@ -207,8 +207,8 @@ def _shown(value: Any) -> str:
 # -- replies -------------------------------------------------------------------------------------------------------
 
 
-def write_result(request_id: Any, body: bytes, codec: Codec) -> bytes:
-    """The frame that answers a request.
+def write_result(request_id: Any, body: bytes, codec: Codec) -> List[bytes]:
+    """The frame that answers a request, in one piece or, where the body is large, in several.
 
     Args:
         request_id: as it came.
@@ -225,13 +225,15 @@ def write_result(request_id: Any, body: bytes, codec: Codec) -> bytes:
             f"the result is {len(body):,} bytes as JSON, and a frame holds at most {MAX_FRAME:,}: return it in parts, "
             "or write it to a file and return its path"
         )
-    return b'%b{"id":%b,"ok":true,"body":%b}' % (length.to_bytes(4, "big"), shown, body)
+    if length < _LARGE:
+        return [b'%b{"id":%b,"ok":true,"body":%b}' % (length.to_bytes(4, "big"), shown, body)]
+    return [b'%b{"id":%b,"ok":true,"body":' % (length.to_bytes(4, "big"), shown), body, b"}"]
 
 
 MAX_ERROR = 20_000  # characters
 
 
-def write_error(request_id: Any, error: str, codec: Codec) -> bytes:
+def write_error(request_id: Any, error: str, codec: Codec) -> List[bytes]:
     """The frame that says why a request came to nothing."""
     if len(error) > MAX_ERROR:
         error = f"{error[:MAX_ERROR]}... ({len(error):,} characters)"
@@ -241,4 +243,4 @@ def write_error(request_id: Any, error: str, codec: Codec) -> bytes:
         payload = codec.encode({"id": request_id, "ok": False, "error": error})
     except Exception:  # an id that can be read, and not be written
         payload = codec.encode({"id": 0, "ok": False, "error": error})
-    return len(payload).to_bytes(4, "big") + payload
+    return [len(payload).to_bytes(4, "big") + payload]
