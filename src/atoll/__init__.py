@@ -67,6 +67,7 @@ from .pool.tracing import traceparent
 
 if _TYPE_CHECKING:
     from atoll_worker.allocation import asarray, empty
+    from atoll_worker.array_buffer import ArrayBuffer
     from atoll_worker.singleton import ProxiedSingleton, local
 
     from .client.service_client import ServiceClient, ServicePool
@@ -78,6 +79,7 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArrayBuffer",
     "AtollError",
     "Breaker",
     "BuildError",
@@ -158,6 +160,10 @@ def __getattr__(name: str) -> _Any:
         from atoll_worker import allocation
 
         return getattr(allocation, name)
+    if name == "ArrayBuffer":
+        from atoll_worker.array_buffer import ArrayBuffer
+
+        return ArrayBuffer
     if name in ("MemoryStatus", "memory", "set_memory_budget", "trim_memory"):
         from . import memory_status
 

@@ -18,6 +18,7 @@ from .registry import register
 from .service import Service, expose
 
 __all__ = [
+    "ArrayBuffer",
     "Cancelled",
     "ProxiedSingleton",
     "SegmentsExhausted",
@@ -41,6 +42,7 @@ __all__ = [
 used_names = set()  # type: set[str]
 
 _PLACES = {
+    "ArrayBuffer": "array_buffer",
     "Cancelled": "errors",
     "SegmentsExhausted": "errors",
     "ProxiedSingleton": "singleton",
