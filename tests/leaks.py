@@ -2,8 +2,8 @@
 """A pytest plugin: whatever a test starts is gone when it ends, or the test fails and says what was left.
 
 After every test ``atoll.shutdown()`` is called, garbage is collected, and then, within a bounded time, there must be no
-process, file descriptor, fast lane, segment or thread that was not there before. Processes that lost their parent count too:
-the test process adopts them (PR_SET_CHILD_SUBREAPER), where otherwise init would, unseen.
+process, file descriptor, fast lane, segment or thread that was not there before. Processes that lost their parent count
+too: the test process adopts them (PR_SET_CHILD_SUBREAPER), where otherwise init would, unseen.
 
 What may stay is what atoll keeps for good, once per process: the threads in ``PERMANENT_THREADS`` and their pipes. They
 are started before the first test.
