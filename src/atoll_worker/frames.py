@@ -102,8 +102,13 @@ def _take_masked(array: Any) -> Parts:
 
 
 def _take_strings(array: Any) -> Parts:
-    missing = "nan" if isinstance(array.dtype.na_value, float) else "NA"
-    storage = getattr(array.dtype, "storage", "python")
+    dtype = array.dtype
+    missing = "nan" if isinstance(dtype.na_value, float) else "NA"
+    # What is the default here is to be the default there.
+    try:
+        storage = None if dtype == _string_dtype(_pandas(), missing, None) else dtype.storage
+    except TypeError:  # before pandas 2.3, where "pyarrow_numpy" is what "pyarrow" with NaN is now
+        storage = "pyarrow"
     text = _take_text(array) if "pyarrow" in sys.modules else None
     if text is not None:
         return "text", *text, missing, storage
@@ -198,11 +203,14 @@ def _build_masked(pandas: Any, values: Any, missing: Any) -> Any:
     return getattr(pandas.arrays, kinds[values.dtype.kind])(_own(values), _own(missing))
 
 
-def _build_strings(pandas: Any, values: Any, missing: str, storage: str) -> Any:
-    arguments = {"na_value": float("nan")} if missing == "nan" else {}
+def _string_dtype(pandas: Any, missing: str, storage: Optional[str]) -> Any:
+    return pandas.StringDtype(storage, **({"na_value": float("nan")} if missing == "nan" else {}))
+
+
+def _build_strings(pandas: Any, values: Any, missing: str, storage: Optional[str]) -> Any:
     for kept in (storage, "python"):
         try:
-            return pandas.array(values, dtype=pandas.StringDtype(kept, **arguments))
+            return pandas.array(values, dtype=_string_dtype(pandas, missing, kept))
         except (ImportError, TypeError, ValueError):
             continue  # there is no pyarrow here; or there are no strings yet whose missing ones are NaN
     values = _own(values)
@@ -210,7 +218,7 @@ def _build_strings(pandas: Any, values: Any, missing: str, storage: str) -> Any:
     return values
 
 
-def _build_text(pandas: Any, ends: Any, data: Any, absent: Any, missing: str, storage: str) -> Any:
+def _build_text(pandas: Any, ends: Any, data: Any, absent: Any, missing: str, storage: Optional[str]) -> Any:
     if len(ends) == 0 or ends.dtype != "<i8" or data.dtype != "u1" or (absent is not None and absent.dtype != "?"):
         raise DecodeError("strings came whose places are no numbers")
     try:

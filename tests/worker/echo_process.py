@@ -3,7 +3,7 @@
 
 Reads CALL frames from stdin and answers each on stdout. A payload is a pair: ("echo", value) is sent back as decoded
 and encoded here; ("own", group) is answered with this process's own values of that group (``STANDARD``, ``ARRAYS``,
-``SCALARS``); ("has", module) and ("version", None) with what is there;
+``SCALARS``, ``VALUES`` of pandas); ("has", module) and ("version", None) with what is there;
 ("same", (group, values)) with the positions at which the values differ from them.
 """
 
@@ -64,7 +64,8 @@ def answer(what: str, value: Any) -> Any:
         return importlib.util.find_spec(value) is not None
     standard = load("standard_values")
     group = value if what == "own" else value[0]
-    mine = getattr(standard if group == "STANDARD" else load("array_values"), group)
+    room = {"STANDARD": "standard_values", "VALUES": "frame_values"}.get(group, "array_values")
+    mine = getattr(standard if group == "STANDARD" else load(room), group)
     if what == "own":
         return mine
     return [index for index, (one, other) in enumerate(zip(value[1], mine)) if not standard.same(one, other)]  # noqa: B905
