@@ -393,7 +393,7 @@ def test_a_worker_survives_them(name: str) -> None:
         raise ValueError(numpy.zeros(50_000))
 
     def work(server: Connection, raw: Raw) -> None:
-        worker = Runtime([server], Control(raw.sock))
+        worker = Runtime([server], Control(raw.sock), -1)
         worker.table.functions.update({"fail": fail, "array": fail_with_array, "echo": lambda value: value})
         worker._make_callable()
         worker.serve()
@@ -456,7 +456,7 @@ def test_a_worker_survives_whatever_reporting_sets_off() -> None:
         os.wait()
 
     def work(server: Connection, raw: Raw) -> None:
-        worker = Runtime([server], Control(raw.sock))
+        worker = Runtime([server], Control(raw.sock), -1)
         worker.table.functions.update({"unbound": Unbound, "key": lambda: {Unbound(): 1}, "changing": changing})
         worker.table.functions.update({"fork": fork, "echo": lambda value: value})
         worker._make_callable()
