@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ import pytest
 import atoll_worker
 from atoll_worker import register, wire
 from atoll_worker.values import Decoder, Encoder
+from interpreters import INTERPRETERS
 
 from .array_values import ARRAYS, SCALARS
 from .echo_process import Colour, Level, Part, Point, Rights
@@ -27,25 +27,6 @@ from .standard_values import STANDARD, same
 
 SOURCE = Path(atoll_worker.__file__).parents[1]
 ECHO = Path(__file__).with_name("echo_process.py")
-OLDEST = (3, 9)
-
-
-def find_interpreters() -> dict[str, str]:
-    """One interpreter per minor version from 3.9 on: pyenv's, those on PATH, and the one that runs this."""
-    candidates = [sys.executable, *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin/python3")))]
-    candidates += filter(None, (shutil.which(f"python3.{minor}") for minor in range(9, 15)))
-    found: dict[str, str] = {}
-    for path in candidates:
-        asked = subprocess.run(
-            [path, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
-        )
-        version = asked.stdout.strip()
-        if asked.returncode == 0 and tuple(map(int, version.split("."))) >= OLDEST:
-            found.setdefault(version, path)
-    return dict(sorted(found.items(), key=lambda item: int(item[0].split(".")[1])))
-
-
-INTERPRETERS = find_interpreters()
 GROUPS = {"STANDARD": STANDARD, "ARRAYS": ARRAYS, "SCALARS": SCALARS}
 
 
