@@ -270,7 +270,12 @@ def _reduce_parameter(value: Any, carrier: Carrier) -> Reduced:
 def restore_parameter(data: Any, requires_grad: bool) -> Any:
     """A parameter of a module of torch, without gradient; where torch is not installed, what its data is there."""
     torch = installed("torch", "a parameter of torch")
-    return data if torch is None else torch.nn.Parameter(data, requires_grad)
+    if torch is not None:
+        return torch.nn.Parameter(data, requires_grad)
+    if type(data) is not ArrayBuffer:
+        return data
+    parts = data.library, data.dtype, data.itemsize, data.shape, data.strides, data.data, data.offset
+    return ArrayBuffer(*parts, lambda carrier: (restore_parameter, (data, requires_grad)))
 
 
 def _reduce_size(value: Any, carrier: Carrier) -> Reduced:
