@@ -6,9 +6,10 @@ They are tensors of torch, and whatever has a ``__cuda_array_interface__``: cupy
 
 * The sender waits for the work queued on the array's stream before it sends. Its memory stays until the receiver's last
   view is gone: it lends what keeps the memory, as ``ref`` lends objects.
+* The receiver waits for its own work before it lets go of an array; a worker does so with arguments before it answers.
 * The receiver finds the device by its UUID, because devices are numbered differently where ``CUDA_VISIBLE_DEVICES``
   differs. An allocation is mapped once per process, however many arrays lie in it, and unmapped when the last one is
-  gone, after all work on the device is done; only then is the memory given back.
+  gone; only then is the memory given back.
 * Memory that comes home is not mapped, which CUDA refuses, but found again; and an array that goes back and forth
   does not grow a chain of loans: who holds the memory already needs no second loan of it.
 
@@ -100,6 +101,28 @@ class _Record:
         self.mapping = hold.mapping
         self.lent = lent
         self.hold: Callable[[], Optional[_Hold]] = weak_reference(hold, partial(hold.exchange.let_go, self))
+
+
+class _Use:
+    """What came has one of its own, however many share a hold: when it goes, the work that was queued with it is done.
+
+    So a call that has returned has written what it writes to its arguments, and memory that is given back is not read
+    any more. Which streams that work is on, nobody can know: all of the device's context are waited for.
+    """
+
+    __slots__ = ("_device", "_hold")
+
+    def __init__(self, hold: _Hold, device: int) -> None:
+        self._hold = hold
+        self._device = device
+
+    def __del__(self) -> None:
+        exchange = self._hold.exchange
+        if exchange.pid == os.getpid():
+            try:
+                exchange.driver.synchronize(self._device)
+            except DriverError:
+                pass  # the context is broken: nothing runs in it any more
 
 
 class _Kept:
@@ -211,7 +234,7 @@ class _Exchange:
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
-    def receive(self, memory: Memory, extent: Tuple[int, int], lent: object) -> Tuple[_Hold, int, int]:
+    def receive(self, memory: Memory, extent: Tuple[int, int], lent: object) -> Tuple[_Use, int, int]:
         """What keeps the memory of an array that came, its device, and the address of its first item.
 
         Args:
@@ -230,7 +253,7 @@ class _Exchange:
                 own = self._covering(base, low, high)
             if own is None or own.mapping is not None:
                 raise DecodeError("a CUDA array names memory of this process that was not passed to anybody")
-            return own, device, base + offset
+            return _Use(own, device), device, base + offset
         with self:
             mapping = self._mappings.get((origin, handle))
             if mapping is None:
@@ -250,7 +273,7 @@ class _Exchange:
             finally:
                 if not mapping.count:
                     self._close(mapping)
-        return hold, device, address
+        return _Use(hold, device), device, address
 
     def _open(self, key: Tuple[bytes, bytes], uuid: bytes, origin_base: int, device: int) -> _Mapping:
         mapping = _Mapping(key, uuid, origin_base, device, self.driver.open(device, key[1]))
@@ -292,12 +315,6 @@ class _Exchange:
         gone = []
         while self._gone:
             gone.append(self._gone.popleft())
-        for device in {record.mapping.device for record in gone if record.mapping is not None}:
-            try:
-                # Work that reads the memory may still be queued, on whatever stream.
-                self.driver.synchronize(device)
-            except DriverError:
-                pass  # the context is broken: nothing runs in it any more
         for record in gone:
             records = self._records[record.base]
             records.remove(record)
@@ -476,9 +493,9 @@ def restore_cuda_array(
     try:
         exchange = _exchange()
         if 0 in shape:
-            hold, address, device = None, 0, exchange.device_of(uuid) if uuid else 0
+            use, address, device = None, 0, exchange.device_of(uuid) if uuid else 0
         else:
-            hold, device, address = exchange.receive(memory, extent, lent)
+            use, device, address = exchange.receive(memory, extent, lent)
     except DriverError as error:
         raise DecodeError(
             f"a CUDA array came, which this process cannot open: {error}; {_KEPT_IN_MAIN_MEMORY}"
@@ -491,7 +508,7 @@ def restore_cuda_array(
         device,
         address,
         read_only,
-        hold,
+        use,
         uuid,
         exchange.driver.dlpack_kind,
     )

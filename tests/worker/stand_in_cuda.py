@@ -38,7 +38,7 @@ class StandIn(Driver):
         self.folder = folder
         self.visible = [DEVICES[one] for one in visible]
         self.exportable = True
-        self.on_synchronize: Callable[[], object] = lambda: None
+        self.on_close: Callable[[], object] = lambda: None
         # By address: the file, its size, the memory and the device.
         self.own: dict[int, tuple[str, int, mmap.mmap, int]] = {}
         self.opened: dict[int, tuple[str, int, mmap.mmap, int]] = {}
@@ -95,7 +95,6 @@ class StandIn(Driver):
 
     def synchronize(self, device: int, stream: int | None = None) -> None:
         self.note("synchronize", "all" if stream is None else str(stream))
-        self.on_synchronize()
 
     def export(self, device: int, base: int) -> bytes:
         if base not in self.own or not self.exportable:
@@ -123,6 +122,7 @@ class StandIn(Driver):
         name, _, memory, _ = self.opened.pop(address)
         memory.close()
         self.note("close", name)
+        self.on_close()
 
 
 class Array:

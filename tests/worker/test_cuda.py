@@ -340,6 +340,23 @@ def test_the_stream_of_the_array_is_waited_for(driver: Any, service: atoll.Servi
     assert waited() == ["42", "all"], "before version 3 nobody says which stream"
 
 
+def test_a_call_that_has_returned_has_done_its_work(driver: Any, service: atoll.Service) -> None:
+    """Also where it maps and unmaps nothing: what it writes to an argument is there when it has returned."""
+
+    def waits() -> int:
+        worker = service.process_id()
+        return sum(pid == worker and rest == "all" for pid, _, rest in log(driver, "synchronize"))
+
+    array, made = make(driver, 1.0), service.make(1.0)
+    service.keep(array)
+    before = waits()
+    service.write(made, 2.0)
+    assert waits() == before + 1, "its own memory"
+    service.write(array, 2.0)
+    assert waits() == before + 2, "memory that it has mapped already"
+    service.drop()
+
+
 def test_back_and_forth_a_thousand_times(driver: Any, service: atoll.Service) -> None:
     """What comes home is the own memory again, and no chain of loans grows."""
     array = make(driver, 0.0)
@@ -438,7 +455,7 @@ def test_a_killed_sender(driver: Any, service: atoll.Service) -> None:
         file.unlink()
 
 
-def test_a_collection_in_the_middle_of_a_wait(driver: Any, service: atoll.Service) -> None:
+def test_a_collection_while_something_is_unmapped(driver: Any, service: atoll.Service) -> None:
     """Finalizers run anywhere, also in who has the lock: they must not wait for it."""
     first, second = service.make(1.0), service.make(2.0)
     others = [second]
@@ -448,7 +465,7 @@ def test_a_collection_in_the_middle_of_a_wait(driver: Any, service: atoll.Servic
         others.clear()
         gc.collect()
 
-    driver.on_synchronize = in_the_middle
+    driver.on_close = in_the_middle
     del first
     gc.collect()
     assert cuda.counts() == (0, 0)
