@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .plan import split_entry
@@ -110,8 +111,16 @@ def warm_service(client: ServiceClient, source: str, options: dict[str, Any], sp
             warm = WarmService(source, options, spec)
             if shared:
                 _services[key] = warm
+                # Else its environment would be kept in use by a service that takes no calls any more.
+                warm.service._pool.at_close(partial(_forget, key))
         warm.join(client)
         return warm
+
+
+def _forget(key: tuple[str, object]) -> None:
+    warm = _services.get(key)
+    if warm is not None and warm.is_closed:
+        _services.pop(key, None)
 
 
 def _after_fork() -> None:
