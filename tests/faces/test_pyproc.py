@@ -713,6 +713,18 @@ def test_a_place_that_cannot_be_says_why(python: str, folder: Path, path: str, w
         assert words in worker.stderr()
 
 
+def test_what_the_worker_does_is_said_where_that_is_asked_for(python: str, folder: Path) -> None:
+    with running(python, PROGRAM, folder, {"PYPROC_LOG_LEVEL": "debug"}) as worker, worker.caller() as caller:
+        assert caller.call("echo", 1) == 1
+        said = worker.stderr()
+        assert f"DEBUG atoll_worker.pyproc: listening at {worker.path}, JSON by json, functions: add, " in said
+        assert re.search(r"connection \d+ came\n", said)
+        assert re.search(r"connection \d+ went\n", said)
+    with running(python, PROGRAM, folder, {"PYPROC_LOG_LEVEL": "loud"}, name="t", ready=False) as worker:
+        assert worker.process.wait(WITHIN) == 1
+        assert "PYPROC_LOG_LEVEL is 'loud'; levels are debug" in worker.stderr()
+
+
 def test_the_path_may_be_given_in_the_program(python: str, folder: Path) -> None:
     program = PROGRAM.replace("run_worker()\n", f"run_worker({str(folder / 't')!r})\n")
     environ = {"PYPROC_SOCKET_PATH": "/nowhere"}

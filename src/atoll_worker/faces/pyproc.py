@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE = "PYPROC_SOCKET_PATH"
 CODEC_VARIABLE = "PYPROC_CODEC_TYPE"
+LOG_VARIABLE = "PYPROC_LOG_LEVEL"
 HEALTH = "health"
 
 # As many callers as the kernel admits may wait to be accepted; it takes the less of this and `somaxconn`.
@@ -108,6 +109,7 @@ def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = No
 
     if threading.current_thread() is not threading.main_thread():
         raise AtollError("run_worker() serves on the main thread, and this is another")
+    _set_log_level(os.environ.get(LOG_VARIABLE))
     table = table_of_program(sys.modules["__main__"])
     if not table.functions:
         _logger().warning("nothing is exposed: mark functions with @expose before run_worker()")
@@ -123,6 +125,7 @@ def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
     try:
         with _Signals(server), _listen(path) as listener:  # who can connect, can also end it
             place = os.stat(path)
+            _say("listening at %s, JSON by %s, functions: %s", path, codec.name, ", ".join(sorted(server.functions)))
             try:
                 server.serve(listener)
             except _Stop:
@@ -147,6 +150,29 @@ def _logger() -> Any:
     import logging
 
     return logging.getLogger("atoll_worker.pyproc")
+
+
+def _set_log_level(name: Optional[str]) -> None:
+    """Have what the worker does said on standard error, where the program has made no other arrangements.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    if not name:
+        return
+    import logging
+
+    try:
+        _logger().setLevel(name.upper())
+    except ValueError:
+        raise ValueError(f"{LOG_VARIABLE} is {name!r}; levels are debug, info, warning and error") from None
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless there is a handler
+
+
+def _say(words: str, *details: object) -> None:
+    """For who debugs; what happens seldom only, never each call. Imports nothing unless somebody asked."""
+    if LOG_VARIABLE in os.environ:
+        _logger().debug(words, *details)
 
 
 # -- the socket ----------------------------------------------------------------------------------------------------
@@ -343,7 +369,7 @@ class Server:
         self.is_stopping = False
         self.is_waiting = False
         self._codec = codec
-        self._functions: Dict[str, Callable[[Any], Any]] = {}
+        self.functions: Dict[str, Callable[[Any], Any]] = {}
         self._loop: Optional[completion.Loop] = None
         self._poller: Any = select.epoll() if hasattr(select, "epoll") else _Poller()
         self._is_accepting = True
@@ -372,8 +398,8 @@ class Server:
                     self._loop = completion.Loop(self._on_task)
                     completion.use(self._loop)
                 function = run_to_end(function)
-            self._functions[name] = function
-        self._functions.setdefault(HEALTH, _health)
+            self.functions[name] = function
+        self.functions.setdefault(HEALTH, _health)
 
     def _on_task(self, task: Any) -> Any:
         before, self.call.task = self.call.task, task
@@ -463,7 +489,7 @@ class Server:
             reason = connection.cancelled.pop(_hashable(request_id), None)
             if reason is not None:
                 return write_error(request_id, f"Cancelled: {reason}", codec)
-        function = self._functions.get(request.method)
+        function = self.functions.get(request.method)
         if function is None:
             return write_error(request_id, self._not_found(request.method), codec)
         body = request.body
@@ -540,7 +566,7 @@ class Server:
         return write_error(request.id, f"{kind}: {message}" if message else kind, self._codec)
 
     def _not_found(self, method: str) -> str:
-        known = ", ".join(sorted(self._functions))
+        known = ", ".join(sorted(self.functions))
         return f"FunctionNotFound: method {method!r:.200} not found; this worker has {known}"
 
     # -- what comes and goes; for who has the turn -------------------------------------------------------------
@@ -585,6 +611,7 @@ class Server:
             connection = Connection(sock)
             self._connections[connection.fd] = connection
             self._poller.register(connection.fd, _IN)
+            _say("connection %d came", connection.fd)
 
     def _read(self, connection: Connection, is_ear: bool) -> None:
         """Take what came."""
@@ -622,7 +649,7 @@ class Server:
         except Malformed as error:
             message = write_error(error.request_id, f"{type(error).__name__}: {error}", self._codec)
         if is_ear and not connection.waiting and connection.unsent is None and not self._is_calling(connection):
-            if type(message) is Request and message.method == HEALTH and self._functions[HEALTH] is _health:
+            if type(message) is Request and message.method == HEALTH and self.functions[HEALTH] is _health:
                 body = self._codec.encode(_health({}))
                 message = write_result(message.id, body, self._codec)
             if type(message) is list:
@@ -689,6 +716,7 @@ class Server:
             return
         if self._is_calling(connection):
             self._cancel(connection, self.call.request_id, "the caller is gone")
+        _say("connection %d went", connection.fd)
         connection.is_gone = True
         del self._connections[connection.fd]
         self._poller.unregister(connection.fd)
@@ -711,6 +739,7 @@ class Server:
         call = self.call
         if self._is_calling(connection) and request_id == call.request_id:
             if call.cancelled_call != call.call_number:
+                _say("request %.100r of connection %d is cancelled: %.200s", request_id, connection.fd, reason)
                 call.reason = reason
                 call.cancelled_call = call.call_number
                 call.interrupt_at = monotonic() + (_GRACE if self._is_cooperative else 0.0)
