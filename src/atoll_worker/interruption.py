@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 _FOLDER = __file__.rpartition("/")[0]
-_NOT_HERE = tuple(f"{_FOLDER}/{name}.py" for name in ("outbox", "references", "logs", "wire"))
+_NOT_HERE = tuple(f"{_FOLDER}/{name}.py" for name in ("outbox", "references", "logs", "wire", "cuda", "cuda_driver"))
 
 
 def _signal_number() -> Optional[int]:
