@@ -19,6 +19,14 @@ DTYPES = [
     PADDED, NESTED, numpy.dtype([("a", "u1"), ("b", "<i8")], align=True),
 ]  # fmt: skip
 
+STRUCTURES = [
+    numpy.dtype([(("a title", "a"), "<i4"), ("b", "f4")]),
+    numpy.dtype({"names": ["low", "high", "all"], "formats": ["<u2", "<u2", "<u4"], "offsets": [0, 2, 0]}),
+    numpy.dtype({"names": ["late", "early"], "formats": ["<u2", ">u4"], "offsets": [6, 1], "itemsize": 9}),
+    numpy.dtype((numpy.record, [("a", "<i4"), ("b", "S3")])),
+    numpy.dtype([("g", "g"), ("t", "<M8[3us]")]),
+]
+
 
 def filled(dtype: Any, shape: tuple[int, ...]) -> Any:
     """An array of any dtype whose bytes are all different, as far as they may be."""
@@ -35,6 +43,8 @@ ARRAYS: list[Any] = [
     numpy.asfortranarray(numpy.arange(12.0).reshape(3, 4)), numpy.arange(24).reshape(4, 6)[::2, ::-3],
     numpy.array(5), numpy.array("text"), numpy.zeros(0), numpy.zeros((0, 3)), numpy.zeros((3, 0, 2), "i1"),
     numpy.arange(60, dtype="i2").reshape(3, 4, 5).transpose(1, 2, 0), numpy.broadcast_to(numpy.arange(3), (2, 3)),
+    numpy.arange(60, dtype="i2").reshape(3, 4, 5)[::-1, 1:3].transpose(2, 0, 1), numpy.broadcast_to(5.5, (300, 400)),
+    numpy.lib.stride_tricks.sliding_window_view(numpy.arange(50), 7), *(filled(dtype, (3,)) for dtype in STRUCTURES),
     numpy.arange(100_000), numpy.asfortranarray(numpy.ones((200, 300), "c16")), numpy.zeros(100_000, NESTED)[::3],
     numpy.array(["2024-02-29", "NaT"], "M8[D]"), numpy.array([1, "a", None, [1, 2], (3,)], dtype=object),
     numpy.array([[DAY, 1.5], [{"a": 1}, b"x"]], dtype=object), numpy.array(None, dtype=object), numpy.zeros(0, object),

@@ -135,7 +135,7 @@ def test_enough_interpreters_ran() -> None:
 
 # -- numpy 1 and 2 -----------------------------------------------------------------------------------------------------
 
-NUMPYS = [("3.9", "numpy==1.26.4"), ("3.12", "numpy==1.26.4"), ("3.10", "numpy==2.2.6"), ("3.13", "numpy>=2.3")]
+NUMPYS = [("3.9", "numpy==1.24.4"), ("3.12", "numpy==1.26.4"), ("3.10", "numpy==2.2.6"), ("3.13", "numpy>=2.3")]
 
 
 @pytest.fixture(scope="session")
@@ -171,4 +171,5 @@ def test_numpy_of_another_generation(
         assert re.split("[=>]+", requirement)[1].split(".")[0] == there.ask("version", None)[1].split(".")[0]
         assert same(there.ask("echo", ARRAYS), ARRAYS)
         for array in ARRAYS:
-            assert there.ask("echo", array).flags.writeable
+            # Read-only are only those whose bytes are items more than once, on both sides.
+            assert there.ask("echo", array).flags.writeable == array.flags.writeable
