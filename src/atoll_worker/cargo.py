@@ -41,6 +41,12 @@ MEMORY, BYTES, BYTEARRAY = 0, 1, 2
 # Bytes from which on a part has a segment of its own, and how many of one message may have.
 OWN_SEGMENT = 1 << 18
 _MOST_OWN = 64
+# How many entries a table may have; and of how many segments, or cells, a value may take parts that are not copied when
+# so much is borrowed that nothing should be: a little more than whoever keeps to the rules makes of bytes.
+_MOST_ENTRIES = 1 << 20
+_MOST_LENT = 2 * _MOST_OWN
+# Bytes that are copied without asking how much memory there is.
+_ALWAYS_COPIED = 1 << 26
 # Bytes that take so long to copy that the other side may wake up meanwhile.
 _MUCH = 1 << 19
 # What begins in a segment begins at a multiple of this: what processors and Arrow like.
@@ -276,8 +282,12 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
     end = _TABLE.size + count * _ENTRY.size
     if end > len(view):
         raise DecodeError(f"a table of cargo of {count:,} entries that is cut short")
+    if count > _MOST_ENTRIES:
+        raise DecodeError(f"a table of cargo of {count:,} entries; at most {_MOST_ENTRIES:,} are taken")
     items: List[Any] = []
     borrowed: Dict[Tuple[int, int, bool], memoryview] = {}
+    extents: Optional[Dict[Tuple[int, int], int]] = None
+    copied = lent = 0
     frame = iter(buffers)
     problem: Optional[DecodeError] = None
     for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(view[_TABLE.size : end]):
@@ -289,9 +299,22 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
                 key = number, cell, kind == SHARED
                 memory = borrowed.get(key)
                 if memory is None:
+                    is_crowded = store.is_crowded
+                    if is_crowded and lent >= _MOST_LENT:
+                        raise DecodeError(f"more than {_MOST_LENT} loans at once, and there are too many already")
                     memory = loans.borrow(number, cell, kind == SHARED)
-                    if kind == SEGMENT and form == MEMORY and (own or store.is_crowded):
-                        memory = _own(memory[: _extent(view[_TABLE.size : end], number, cell)], own)
+                    extent = 0
+                    if kind == SEGMENT and (own or is_crowded):
+                        if extents is None:
+                            extents = _extents(view[_TABLE.size : end])
+                        extent = extents.get((number, cell), 0)
+                    if extent:
+                        memory = memory[:extent]
+                        if not own:
+                            copied = _count(copied, len(memory))
+                        memory = _own(memory, own)
+                    else:
+                        lent += 1
                     borrowed[key] = memory
                 if offset + length > len(memory):
                     raise DecodeError(f"bytes {offset:,} to {offset + length:,} of a segment of {len(memory):,}")
@@ -306,27 +329,46 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
                 item = items[number]
             else:
                 raise DecodeError(f"cargo of unknown kind {kind}")
-            if form == BYTES:
-                item = bytes(item)
-            elif form == BYTEARRAY:
-                item = bytearray(item)
+            if form in (BYTES, BYTEARRAY):
+                if item is None:
+                    raise DecodeError("cargo that is the same as what cannot be had")
+                if kind != FRAME:
+                    copied = _count(copied, len(item))
+                item = bytes(item) if form == BYTES else bytearray(item)
             elif form != MEMORY:
                 raise DecodeError(f"cargo of unknown form {form}")
         except DecodeError as error:
             problem = problem or error  # the other loans must be taken up all the same, to be given back
         items.append(item)
-    if problem is not None:
-        raise problem
-    return items, view[end:]
+    if problem is None:
+        return items, view[end:]
+    # Whoever keeps the error keeps what this function has.
+    memory = item = None
+    borrowed.clear()
+    items.clear()
+    raise problem
 
 
-def _extent(entries: memoryview, number: int, cell: int) -> int:
-    """How much of a segment, from its beginning, a table speaks of."""
-    extent = 0
-    for _, _, its_cell, its_number, offset, length in _ENTRY.iter_unpack(entries):
-        if its_cell == cell and its_number == number:
-            extent = max(extent, offset + length)
-    return extent
+def _count(copied: int, nbytes: int) -> int:
+    """How many bytes of a value will have been copied. They need not have cost the other side anything: memory that was
+    never written to is free.
+
+    Raises:
+        DecodeError: too many.
+    """
+    copied += nbytes
+    if copied > _ALWAYS_COPIED and copied > store.most_copied:
+        raise DecodeError(f"a value came of which more than {store.most_copied:,} bytes would have to be copied")
+    return copied
+
+
+def _extents(entries: memoryview) -> Dict[Tuple[int, int], int]:
+    """How much of each segment, from its beginning, is to be memory of a value, by number and cell."""
+    extents: Dict[Tuple[int, int], int] = {}
+    for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(entries):
+        if kind == SEGMENT and form == MEMORY:
+            extents[number, cell] = max(extents.get((number, cell), 1), offset + length)
+    return extents
 
 
 def _own(memory: memoryview, in_segment: bool) -> memoryview:

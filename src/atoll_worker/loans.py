@@ -27,6 +27,7 @@ from _struct import Struct
 from _weakref import ref as weak_reference
 from collections import deque
 from mmap import ACCESS_COPY, ACCESS_WRITE, PAGESIZE, mmap
+from resource import RUSAGE_SELF, getrusage
 
 from . import shared_memory
 from .errors import DecodeError
@@ -46,11 +47,15 @@ _DESCRIPTOR = Struct("@i")
 _RETURNED, _LOST = 1, 2
 # How many loans there can be at a time.
 CELLS = 1 << 16
+# Descriptors that can be on their way: a socket takes some hundreds. Who sends on and on is not listened to for ever.
+_MOST_WAITING = 4096
 
 _DONTNEED = 4  # madvise: of `mmap` from Python 3.8 on, where the C library had it
 _MSG_CMSG_CLOEXEC = 0x40000000 if os.uname().sysname == "Linux" else 0
 # Mappings below this are emptied without looking whether anybody wrote to them.
 _LOOK_ABOVE = 1 << 19
+# Pages to look at at a time.
+_PAGES = 1 << 16
 # Upper bytes of page map entries of pages that are not this process's own: absent, or present and the file's.
 _NOT_OWN = bytes(byte for byte in range(256) if not byte & 0xC0 or byte & 0x20)
 
@@ -94,16 +99,19 @@ class Borrowed:
 class Mapping:
     """A private mapping of a borrowed segment; ``held`` is what keeps it in use now."""
 
-    __slots__ = ("address", "borrowed", "held", "memory")
+    __slots__ = ("address", "borrowed", "faults", "held", "memory")
 
     def __init__(self, borrowed: Borrowed) -> None:
         self.borrowed = borrowed
         self.memory = mmap(borrowed.fd, borrowed.size, access=ACCESS_COPY)
         self.address = address_of(self.memory)
         self.held: Any = None  # a weak reference
+        self.faults = 0
 
     def is_clean(self, start: int, size: int) -> bool:
         """Whether these bytes are still the segment's, since nobody wrote to them here."""
+        if self.faults == _faults():
+            return True  # the first write to a page is a fault
         first = (self.address + start) // PAGESIZE
         count = (self.address + start + size - 1) // PAGESIZE - first + 1
         try:
@@ -111,17 +119,30 @@ class Mapping:
         except OSError:
             return False
         try:
-            entries = os.pread(fd, 8 * count, 8 * first)
+            for page in range(first, first + count, _PAGES):
+                wanted = 8 * min(_PAGES, first + count - page)
+                entries = os.pread(fd, wanted, 8 * page)
+                if len(entries) != wanted or entries[7::8].translate(None, _NOT_OWN):
+                    return False
         except OSError:
             return False
         finally:
             os.close(fd)
-        return len(entries) == 8 * count and not entries[7::8].translate(None, _NOT_OWN)
+        return True
 
     def renew(self) -> None:
         """What was written to it is forgotten."""
+        if self.faults == _faults():
+            return
         if self.borrowed.size < _LOOK_ABOVE or not self.is_clean(0, self.borrowed.size):
             self.memory.madvise(_DONTNEED)
+
+
+def _faults() -> int:
+    """How often a page had to be brought to this process, ever; the kernel counts before the page can be used. It takes
+    a microsecond, where looking at the pages takes one for every ten of them."""
+    usage = getrusage(RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
 
 
 class Loans:
@@ -182,6 +203,9 @@ class Loans:
                 borrowed.own_number = store.next_number()
             number, size, fd = borrowed.own_number, borrowed.size, borrowed.fd
         if number not in self._known:
+            # The other side takes so many, and a few more: what is known of those it was told to forget.
+            if len(self._known) >= store.most_borrowed and not store.let_go_of_free(self._known):
+                raise CannotLend
             self._pass(_SEGMENT, number, size, fd)
             self._known.add(number)
         if writable:
@@ -299,6 +323,7 @@ class Loans:
                         mapping = Mapping(borrowed)
                         store.add_place(mapping.address, borrowed.size, mapping)
                     memory = mapping.memory
+                    mapping.faults = _faults()
             except (OSError, ValueError) as error:
                 self._end(cell)
                 raise DecodeError(f"a segment of {borrowed.size:,} bytes cannot be mapped: {error}") from None
@@ -315,17 +340,18 @@ class Loans:
             cells[cell] = state
 
     def _find(self, number: int, cell: int) -> Borrowed:
-        while True:
+        for _ in range(_MOST_WAITING):
             borrowed = self._borrowed.get(number)
             if borrowed is not None and self._their_cells is not None:
                 if not 0 <= cell < CELLS:
                     raise DecodeError(f"a loan has cell {cell}; there are {CELLS}")
                 return borrowed
             if not self._receive():
-                self._end(cell, _LOST)
-                why = "; this process has no descriptor left for it" if number in self._lost else ""
-                self._lost.discard(number)
-                raise DecodeError(f"segment {number} was mentioned, but not passed{why}")
+                break
+        self._end(cell, _LOST)
+        why = "; this process has no descriptor left for it" if number in self._lost else ""
+        self._lost.discard(number)
+        raise DecodeError(f"segment {number} was mentioned, but not passed{why}")
 
     def _receive(self) -> bool:
         """Take one descriptor that was passed; False if there is none."""
@@ -347,14 +373,20 @@ class Loans:
                     raise DecodeError("what was passed beside a descriptor is not understood")
                 return False
             kind, number, size = _PASSED.unpack(data)
-            if not descriptors:
-                self._lost.add(number)
+            if not descriptors or (kind == _SEGMENT and len(self._borrowed) >= 2 * store.most_borrowed):
+                if len(self._lost) < _MOST_WAITING:
+                    self._lost.add(number)
                 return True
             shared_memory.check(descriptors[0], size)
             if kind == _LEDGER and self._their_cells is None and size >= CELLS:
-                self._their_cells = mmap(descriptors[0], CELLS)
-            elif kind == _SEGMENT and number not in self._borrowed and size % PAGESIZE == 0:
-                self._borrowed[number] = Borrowed(self, number, descriptors.pop(0), size)
+                try:
+                    self._their_cells = mmap(descriptors[0], CELLS)
+                except OSError as error:
+                    raise DecodeError(f"the cells for loans cannot be mapped: {error}") from None
+            elif kind == _SEGMENT and size % PAGESIZE == 0:
+                # One that came already is as good: the other side may not know yet that it did.
+                if number not in self._borrowed:
+                    self._borrowed[number] = Borrowed(self, number, descriptors.pop(0), size)
             else:
                 raise DecodeError("what was passed beside a descriptor is not understood")
             return True
@@ -366,8 +398,9 @@ class Loans:
         """The other side let go of a segment: so does this one, of what it kept of it."""
         with store.lock:
             try:
-                while number not in self._borrowed and self._receive():
-                    pass
+                for _ in range(_MOST_WAITING):
+                    if number in self._borrowed or not self._receive():
+                        break
             except DecodeError:
                 pass  # whoever borrows is told
             borrowed = self._borrowed.pop(number, None)

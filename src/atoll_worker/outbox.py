@@ -7,6 +7,7 @@ somebody is sending just now: perhaps the very thread that the finalizer runs on
 
 from __future__ import annotations
 
+from _socket import MSG_DONTWAIT
 from _thread import allocate_lock
 from collections import deque
 
@@ -16,6 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from typing import Deque, Tuple
+
+
+# Bytes of a frame that a socket takes as a whole, or not at all.
+_SMALL = 1024
 
 
 class Outbox:
@@ -45,5 +50,22 @@ class Outbox:
         self.send(wire.RELEASE, 0, wire.RELEASED.pack(number, received))
 
     def forget(self, number: int) -> None:
-        """Let the other side know that a segment is gone."""
-        self.send(wire.FORGET, 0, wire.FORGOTTEN.pack(number))
+        """Let the other side know that a segment is gone. Waits for nobody: if it does not read just now, what it keeps
+        of the segment stays there until something else is sent."""
+        self._waiting.append((wire.FORGET, 0, wire.FORGOTTEN.pack(number)))
+        while self._waiting and self._sending.acquire(False):
+            try:
+                while self._waiting:
+                    kind, call_id, payload = self._waiting[0]
+                    frame = b"".join(wire.pack(kind, wire.RAW, call_id, payload))
+                    if len(frame) > _SMALL:
+                        self._sock.sendall(frame)  # somebody else's, left to this thread
+                    else:
+                        self._sock.send(frame, MSG_DONTWAIT)
+                    self._waiting.popleft()
+            except BlockingIOError:
+                return
+            except OSError:
+                self._waiting.clear()
+            finally:
+                self._sending.release()

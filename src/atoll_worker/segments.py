@@ -189,6 +189,11 @@ class Store:
     def budget(self, value: int) -> None:
         self._budget = value
 
+    @property
+    def most_copied(self) -> int:
+        """Bytes of one value that may be copied out of segments: as many as whoever made it could have written."""
+        return max(self.budget, _quarter_of_memory())
+
     def next_number(self) -> int:
         """A number that this process has not used before. With the lock held."""
         self._last_number += 1

@@ -5,12 +5,13 @@ On Linux it is a memfd: it never had a name, so nothing can be left behind, and 
 size, so that touching a mapping of it never raises SIGBUS, whatever the process at the other end does. Elsewhere
 (macOS) it is a POSIX shared memory object whose name is taken away at once; such memory cannot be sealed, so there the
 other end has to be trusted not to shrink it. Only the former was tested on a system that people use it on: the POSIX
-calls are tested on Linux.
+calls are tested on Linux, where ATOLL_SHARED_MEMORY=posix in the environment has them used.
 """
 
 from __future__ import annotations
 
 import os
+from mmap import PAGESIZE
 
 from .errors import DecodeError
 
@@ -28,10 +29,13 @@ _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034  # `fcntl` has them from Python 3.8 on, 
 
 def has_memfd() -> bool:
     """Whether memory can be sealed here."""
-    return hasattr(os, "memfd_create")
+    return hasattr(os, "memfd_create") and os.environ.get("ATOLL_SHARED_MEMORY") != "posix"
 
 
-def create(size: int, posix: bool = not has_memfd()) -> int:
+IS_SEALED = has_memfd()
+
+
+def create(size: int, posix: bool = not IS_SEALED) -> int:
     """A descriptor (close-on-exec) of ``size`` bytes of zeroed memory that can neither shrink nor grow.
 
     Args:
@@ -79,7 +83,7 @@ def _create_posix(size: int) -> int:
 
 def seal_against_writers(fd: int) -> None:
     """From now on nobody can write to it who cannot already: mappings made before stay writable."""
-    if has_memfd():
+    if IS_SEALED:
         try:
             _seal(fd, _SEAL_FUTURE_WRITE)
         except OSError:
@@ -92,8 +96,13 @@ def _seal(fd: int, seals: int) -> None:
     fcntl.fcntl(fd, _F_ADD_SEALS, seals)
 
 
-def check(fd: int, size: int) -> None:
+def check(fd: int, size: int, sealed: bool = IS_SEALED) -> None:
     """That a descriptor which came from another process is memory of this size, and stays so.
+
+    Args:
+        fd: the descriptor.
+        size: bytes that there must be.
+        sealed: it must be sealed against changes of its size.
 
     Raises:
         DecodeError: it is not.
@@ -105,7 +114,7 @@ def check(fd: int, size: int) -> None:
         raise DecodeError("what was passed as a segment is no memory")
     if status.st_size < size or size <= 0:
         raise DecodeError(f"a segment of {size:,} bytes was announced, and one of {status.st_size:,} came")
-    if has_memfd():
+    if sealed:
         import fcntl
 
         try:
@@ -114,3 +123,6 @@ def check(fd: int, size: int) -> None:
             raise DecodeError("what was passed as a segment cannot be sealed, so it could shrink") from None
         if seals & (_SEAL_SHRINK | _SEAL_GROW) != _SEAL_SHRINK | _SEAL_GROW:
             raise DecodeError("a segment came that is not sealed against changes of its size")
+        # Huge pages are given when they are touched, if there are any left: else that is a SIGBUS.
+        if os.fstatvfs(fd).f_bsize != PAGESIZE:
+            raise DecodeError("a segment came that consists of huge pages")
