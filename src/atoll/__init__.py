@@ -68,6 +68,7 @@ from .pool.tracing import traceparent
 if _TYPE_CHECKING:
     from atoll_worker.allocation import asarray, empty
     from atoll_worker.array_buffer import ArrayBuffer
+    from atoll_worker.device_array import DeviceArray
     from atoll_worker.singleton import ProxiedSingleton, local
 
     from .client.service_client import ServiceClient, ServicePool
@@ -88,6 +89,7 @@ __all__ = [
     "CallTimeout",
     "CircuitOpen",
     "DecodeError",
+    "DeviceArray",
     "EncodeError",
     "EnvironmentDrift",
     "EnvironmentError",
@@ -164,6 +166,10 @@ def __getattr__(name: str) -> _Any:
         from atoll_worker.array_buffer import ArrayBuffer
 
         return ArrayBuffer
+    if name == "DeviceArray":
+        from atoll_worker.device_array import DeviceArray
+
+        return DeviceArray
     if name in ("MemoryStatus", "memory", "set_memory_budget", "trim_memory"):
         from . import memory_status
 

@@ -20,6 +20,7 @@ from .service import Service, expose
 __all__ = [
     "ArrayBuffer",
     "Cancelled",
+    "DeviceArray",
     "ProxiedSingleton",
     "SegmentsExhausted",
     "Service",
@@ -44,6 +45,7 @@ used_names = set()  # type: set[str]
 _PLACES = {
     "ArrayBuffer": "array_buffer",
     "Cancelled": "errors",
+    "DeviceArray": "device_array",
     "SegmentsExhausted": "errors",
     "ProxiedSingleton": "singleton",
     "ServiceBase": "faces.stdio",

@@ -749,6 +749,19 @@ def test_it_is_an_array_of_the_library_that_it_came_from(
     assert type(given[0]) is DeviceArray
 
 
+def test_a_tensor_where_torch_is_not(driver: Any, foreign: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is passed on as the tensor that it was."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    memory = stand_in.DEVICES[0], b"o" * 16, 4096, foreign, 16, False
+    array = restore_cuda_array("torch", "bfloat16", (2, 3), (2, 4), memory, proxy([]))
+    assert (type(array), array.dtype, array.itemsize, array.nbytes) == (atoll.DeviceArray, "bfloat16", 2, 12)
+    assert array.__cuda_array_interface__["typestr"] == "|V2", "which is no number that other libraries know"
+    _, (*described, again, kept) = cuda.reduce_array(array, Encoder())
+    assert described == ["torch", "bfloat16", (2, 3), (2, 4)]
+    assert again == memory
+    del kept
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
