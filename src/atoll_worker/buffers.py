@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 
 from .adapters import Unsupported
+from .arrays import bytes_that_came
 from .errors import DecodeError
 
 TYPE_CHECKING = False
@@ -96,7 +97,8 @@ def restore_memoryview(form: str, shape: Tuple[int, ...], readonly: bool, buffer
     """A view of the memory given."""
     if form not in _NATIVE:
         raise DecodeError(f"a memoryview of format {form!r}")
-    view = memoryview(bytearray(buffer) if type(buffer) is bytes and not readonly else buffer).cast("B")
+    memory = bytes_that_came(buffer)
+    view = memoryview(bytearray(memory) if type(buffer) is bytes and not readonly else memory).cast("B")
     if form != "B" or len(shape) != 1:
         cast: Any = view.cast
         view = cast(form, shape) if len(shape) != 1 else cast(form)
@@ -127,7 +129,7 @@ def restore_array(typecode: str, itemsize: int, buffer: Any) -> Any:
     made: Any = array(typecode)
     if made.itemsize != itemsize:
         raise DecodeError(f"an array of {typecode!r} with items of {itemsize} bytes; here they have {made.itemsize}")
-    made.frombytes(buffer)
+    made.frombytes(bytes_that_came(buffer))
     return made
 
 

@@ -168,6 +168,11 @@ def _own(array: Any) -> Any:
     return view
 
 
+def _kept(array: Any) -> Any:
+    """An array that is checked once, and relied on from then on; a copy where somebody else could still change it."""
+    return array if array.flags.writeable else array.copy()
+
+
 def _build(pandas: Any, parts: Parts) -> Any:
     """What pandas takes for the values of these parts: an array of numpy, or an extension array."""
     kind = parts[0]
@@ -182,7 +187,7 @@ def _build_numpy(pandas: Any, values: Any) -> Any:
 
 
 def _build_categorical(pandas: Any, codes: Any, categories: Any, ordered: bool) -> Any:
-    return pandas.Categorical.from_codes(_own(codes), categories=categories, ordered=ordered)
+    return pandas.Categorical.from_codes(_kept(codes), categories=categories, ordered=ordered)
 
 
 def _build_zoned(pandas: Any, values: Any, zone: Any) -> Any:
@@ -221,6 +226,7 @@ def _build_strings(pandas: Any, values: Any, missing: str, storage: Optional[str
 def _build_text(pandas: Any, ends: Any, data: Any, absent: Any, missing: str, storage: Optional[str]) -> Any:
     if len(ends) == 0 or ends.dtype != "<i8" or data.dtype != "u1" or (absent is not None and absent.dtype != "?"):
         raise DecodeError("strings came whose places are no numbers")
+    ends, data = _kept(ends), _kept(data)
     try:
         pyarrow = library("pyarrow", "text") if storage == "pyarrow" or "pyarrow" in sys.modules else None
     except DecodeError:
@@ -355,7 +361,7 @@ def restore_index(parts: Parts, name: Any, freq: Optional[str]) -> Any:
 
 def restore_multi_index(levels: List[Any], codes: List[Any], names: List[Any]) -> Any:
     """A ``pandas.MultiIndex``."""
-    return _pandas().MultiIndex(levels=levels, codes=codes, names=names)
+    return _pandas().MultiIndex(levels=levels, codes=[_kept(one) for one in codes], names=names)
 
 
 # -- series and frames ---------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ at. Of ``info``, what is plain crosses: numbers, text, bytes and tuples, lists a
 from __future__ import annotations
 
 from .adapters import Unsupported
-from .arrays import library
+from .arrays import bytes_that_came, library
+from .errors import DecodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ def restore_image(
 ) -> Any:
     """An image of PIL. It is on the memory given where PIL stores the mode as it came, until it is written to."""
     module = library("PIL.Image", "an image of PIL")
+    # Before anything is made of this size. No mode has less than a bit for a pixel.
+    if min(size) < 0 or size[0] * size[1] > 8 * bytes_that_came(buffer).nbytes:
+        raise DecodeError(f"an image of {size[0]:,} x {size[1]:,} pixels does not have {len(buffer):,} bytes")
     if not all(size):
         image = module.new(mode, size)
     else:

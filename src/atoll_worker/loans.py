@@ -153,6 +153,7 @@ class Loans:
         whose: who the peer is, for messages.
 
     Attributes:
+        is_trusted: the peer is the one that decides what runs here, so it will not change what was checked.
         on_forget: tells the peer that a segment is gone.
     """
 
@@ -160,6 +161,7 @@ class Loans:
         sock.setblocking(False)
         self._sock = sock
         self.whose = whose
+        self.is_trusted = False
         self.on_forget: Callable[[int], None] = lambda number: None
         self._cells: Optional[mmap] = None  # of what is lent
         self._free_cells: List[int] = []

@@ -9,7 +9,8 @@ What always holds:
 * Frames of polars cross as the same stream. pyarrow writes and reads it where it is there, and where it is loaded or
   the frame is large enough to be worth that; else polars does, which copies once more on either side.
 * What was read is checked in full, so that no number in it leads outside of the memory: free for columns of numbers,
-  about the time of a copy for text.
+  about the time of a copy for text. What holds such numbers (text, lists, dictionaries) is copied before by the host,
+  whose workers could change them afterwards; columns of plain numbers never are.
 * Types of the user's own arrive as themselves where they are registered with the other side's pyarrow too, else as
   what they store.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import sys
 
 from .adapters import Unsupported
-from .arrays import library
+from .arrays import bytes_that_came, library
 from .buffers import store_bytes
 from .errors import DecodeError
 
@@ -83,8 +84,29 @@ def _open(buffer: Any) -> Tuple[Any, Any, Any]:
     pyarrow = library("pyarrow", "an Arrow table")
     from importlib import import_module
 
-    memory = pyarrow.py_buffer(buffer)
-    return pyarrow, memory, import_module("pyarrow.ipc").open_stream(memory)
+    memory = bytes_that_came(buffer)
+    reader = import_module("pyarrow.ipc").open_stream(pyarrow.py_buffer(memory))
+    if _may_change(memory) and not all(_is_plain(pyarrow.types, field.type) for field in reader.schema):
+        memory = memoryview(memory.tobytes())
+        reader = import_module("pyarrow.ipc").open_stream(pyarrow.py_buffer(memory))
+    return pyarrow, pyarrow.py_buffer(memory), reader
+
+
+def _may_change(memory: memoryview) -> bool:
+    """Whether these bytes are a segment of another process that need not be trusted."""
+    loans = getattr(memory.obj, "loans", None)
+    return loans is not None and not loans.is_trusted
+
+
+def _is_plain(types: Any, kind: Any) -> bool:
+    """Whether no number in the memory of a column says where something else is."""
+    if types.is_struct(kind):
+        return all(_is_plain(types, kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_fixed_size_list(kind):
+        return _is_plain(types, kind.value_type)
+    return bool(
+        types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind) or types.is_null(kind)
+    )
 
 
 def _pyarrow() -> Any:
@@ -167,7 +189,7 @@ def _reduce_buffer(value: Any, carrier: Carrier) -> Reduced:
 
 def restore_arrow_buffer(buffer: Any) -> Any:
     """A ``pyarrow.Buffer`` of the memory given."""
-    return library("pyarrow", "an Arrow buffer").py_buffer(buffer)
+    return library("pyarrow", "an Arrow buffer").py_buffer(bytes_that_came(buffer))
 
 
 def _reduce_schema(value: Any, carrier: Carrier) -> Reduced:
@@ -177,7 +199,7 @@ def _reduce_schema(value: Any, carrier: Carrier) -> Reduced:
 def restore_schema(data: bytes) -> Any:
     """A ``pyarrow.Schema``."""
     pyarrow = library("pyarrow", "an Arrow schema")
-    return library("pyarrow.ipc", "an Arrow schema").read_schema(pyarrow.py_buffer(data))
+    return library("pyarrow.ipc", "an Arrow schema").read_schema(pyarrow.py_buffer(bytes_that_came(data)))
 
 
 def _refuse_reader(value: Any, carrier: Carrier) -> Reduced:
@@ -228,7 +250,7 @@ def _read_polars(polars: Any, buffer: Any) -> Any:
         return polars.from_arrow(table)
     from io import BytesIO
 
-    return polars.read_ipc_stream(BytesIO(buffer), use_pyarrow=False)
+    return polars.read_ipc_stream(BytesIO(bytes_that_came(buffer)), use_pyarrow=False)
 
 
 def _reduce_polars_frame(value: Any, carrier: Carrier) -> Reduced:
