@@ -101,16 +101,24 @@ def library(name: str, what: str) -> Any:
         ) from None
 
 
+# Asking the import system each time would take as long as all the rest.
+_installed: Dict[str, Any] = {}
+
+
 def installed(name: str, what: str) -> Any:
     """The library that a value which came is of; None if this side does not have it.
 
     Raises:
         DecodeError: it has, but that cannot be imported.
     """
+    known = _installed.get(name)
+    if known is not None:
+        return known
     from importlib import import_module
 
     try:
-        return import_module(name)
+        module = _installed[name] = import_module(name)
+        return module
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             return None
@@ -125,6 +133,19 @@ def _spell_dtype(dtype: Any, owner: object) -> Any:
 
     Its ``metadata`` does not cross.
     """
+    known = _spelled.get(dtype)
+    if known is not None:
+        return known
+    spelled = _spell(dtype, owner)
+    if type(spelled) is str and len(_spelled) < 256:
+        _spelled[dtype] = spelled
+    return spelled
+
+
+_spelled: Dict[Any, str] = {}
+
+
+def _spell(dtype: Any, owner: object) -> Any:
     kind = dtype.kind
     if kind == "T":
         raise Unsupported(owner, f"of dtype {dtype}; pass x.astype(object) or x.astype(str)")
@@ -321,7 +342,7 @@ def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer
         if count * dtype.itemsize != size:
             raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {size} bytes")
         array = numpy.frombuffer(buffer, dtype, count) if size else numpy.empty(count, dtype)
-        return array.reshape(shape, order=layout)
+        return array if len(shape) == 1 else array.reshape(shape, order=layout)
     offset, strides = layout
     # numpy looks too, but takes a buffer without bytes for one that is large enough, and sums that overflow.
     before, span = _extent(shape, strides, dtype.itemsize)
@@ -354,6 +375,8 @@ def restore_own_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, bu
 def restore_read_only_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any) -> Any:
     """An array that may not; where there is no numpy, its memory as it is."""
     array = restore_ndarray(spelled, shape, layout, buffer)
+    if type(buffer) is bytes:
+        return array  # nobody can write to these
     if "numpy" in sys.modules and isinstance(array, sys.modules["numpy"].ndarray):
         array.flags.writeable = False
     return array

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from .references import Lending
     from .wire import Bytes
 
-# Buffers below this stay inside the payload, which then fits a slot. A first guess, not chosen by a benchmark.
-INLINE_BUFFER = 32768
+# Arrays of fewer bytes stay inside the payload, which then fits a slot: benchmarks/zero_copy_threshold.py chose it.
+INLINE_BUFFER = 60_000
 
 _STACK_GLOBAL = b"\x93"
 _CARGO = 0x93  # what a payload with cargo begins with
@@ -47,7 +47,7 @@ _NEXT_BUFFER = b"\x97"
 _BYTEARRAY8 = 0x96
 # Opcodes of bytes that the pickler does not copy, and the bytes that these take with the length: BINBYTES, BINBYTES8.
 _HEADER_SIZES = {0x42: 5, 0x8E: 9, _BYTEARRAY8: 9}
-_LARGE_CHUNK = 1 << 16
+_LARGE_CHUNK = 1 << 19  # bytes; the same benchmark
 # All that a data pickle may call.
 _RESTORERS = {
     (module.__name__, name): restorer for module in (adapters, arrays) for name, restorer in module.RESTORERS.items()
@@ -68,6 +68,8 @@ class _DataPickler(Pickler):
     def reducer_override(self, value: Any) -> Any:
         """Called by the pickler for everything but exact built-in scalars and containers."""
         cls = type(value)
+        if cls is _Function and (value in _RESTORER_FUNCTIONS or arrays.is_room_restorer(value)):
+            return NotImplemented  # by its name, as pickle does it
         reducer = reducer_of(cls)
         if reducer is not None:
             return reducer(value)
@@ -76,8 +78,6 @@ class _DataPickler(Pickler):
             return array_reducer(value, self.carrier)
         if cls is Shared:
             return self.carrier.share(value.value)
-        if cls is _Function and (value in _RESTORER_FUNCTIONS or arrays.is_room_restorer(value)):
-            return NotImplemented  # by its name, as pickle does it
         lending = self.lending
         if lending is not None:
             reference = lending.reduce(value, self.lends_callables, self.lent)
@@ -527,6 +527,8 @@ def _instead_of(cls: type) -> Optional[str]:
     for base in cls.__mro__[1:]:
         if base.__module__.partition(".")[0] == "pandas" and base.__name__ in ("DataFrame", "Series"):
             return f"pandas.{base.__name__}(x)"
+    if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__):
+        return "x.as_subclass(torch.Tensor)"
     if any("__array__" in base.__dict__ for base in cls.__mro__):
         return "numpy.asarray(x)"
     return None
