@@ -39,6 +39,20 @@ __all__ = [
     "traceparent",
 ]
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what `__getattr__` gives
+    from .allocation import asarray, empty
+    from .array_buffer import ArrayBuffer
+    from .context import cancelled, host, progress
+    from .device_array import DeviceArray
+    from .errors import Cancelled, SegmentsExhausted
+    from .faces.pyproc import run_worker
+    from .faces.stdio import ServiceBase
+    from .logs import log
+    from .references import ref
+    from .singleton import ProxiedSingleton, local
+    from .tracing import traceparent
+
 # Which of these user code asked for.
 used_names = set()  # type: set[str]
 
