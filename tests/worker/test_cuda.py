@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -57,6 +58,17 @@ from atoll_worker import Service, cuda, expose, host
 from stand_in_cuda import Array, StandIn, read, write
 
 kept = []
+
+class Tail:
+    def __init__(self, array):
+        self.array = array
+
+    @property
+    def __cuda_array_interface__(self):
+        interface = dict(self.array.__cuda_array_interface__)
+        address, read_only = interface["data"]
+        (length,) = interface["shape"]
+        return {{**interface, "shape": (length - 1,), "data": (address + 8, read_only)}}
 
 class Device(Service):
     def setup(self):
@@ -108,6 +120,11 @@ class Device(Service):
     @expose
     def same(self, array):
         return array
+
+    @expose
+    def tail(self, array):
+        "All but its first item, as a library of arrays would give it."
+        return Tail(array)
 
     @expose
     def fail(self, array):
@@ -470,6 +487,58 @@ def test_a_collection_while_something_is_unmapped(driver: Any, service: atoll.Se
     gc.collect()
     assert cuda.counts() == (0, 0)
     until(lambda: tuple(service.owned()) == (0, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_has_an_array_can_read_it(driver: Any, start: Start, seed: int) -> None:
+    """Three processes make, pass, keep, cut and drop arrays at random; each array holds what its maker wrote into it,
+    for as long as anybody has it. In the end nothing is left."""
+    chance = random.Random(seed)
+    services = [start(), start()]
+    here: list[tuple[Any, list[float]]] = []
+    there: list[list[list[float]]] = [[], []]
+    for step in range(250):
+        act = chance.choice(("make", "make there", "keep", "fetch", "through", "cut", "forget", "drop", "read"))
+        index = chance.randrange(2)
+        service, kept = services[index], there[index]
+        items = [float(step), *(float(one) for one in range(chance.randrange(1, 4)))]
+        if act == "make":
+            here.append((make(driver, *items), items))
+        elif act == "make there":
+            here.append((service.make(*items), items))
+        elif act == "fetch" and kept:
+            place = chance.randrange(len(kept))
+            here.append((service.kept(place), kept[place]))
+        elif act == "drop" and chance.random() < 0.3:
+            service.drop()
+            kept.clear()
+        elif here:
+            place = chance.randrange(len(here))
+            array, held = here[place]
+            if act == "keep":
+                service.keep(array)
+                kept.append(held)
+            elif act == "through":
+                here[place] = service.same(array), held
+            elif act == "cut":
+                if len(held) > 1:
+                    here.append((service.tail(array), held[1:]))
+            elif act == "forget":
+                del here[place]
+            else:
+                assert service.read(array) == ("DeviceArray", held)
+                assert read(array) == held
+            del array
+    for array, held in here:
+        assert read(array) == held
+    for service, kept in zip(services, there, strict=True):
+        assert [read(service.kept(place)) for place in range(len(kept))] == kept
+        service.drop()
+    array = None
+    here.clear()
+    for service in services:
+        until(lambda service=service: nothing_is_shared(driver, service) and tuple(service.owned()) == (0, 0))
+    until(lambda: gc.collect() is not None and not driver.own)
 
 
 # -- devices -------------------------------------------------------------------------------------------------------
