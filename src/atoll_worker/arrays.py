@@ -101,24 +101,20 @@ def library(name: str, what: str) -> Any:
         ) from None
 
 
-# Asking the import system each time would take as long as all the rest.
-_installed: Dict[str, Any] = {}
-
-
 def installed(name: str, what: str) -> Any:
     """The library that a value which came is of; None if this side does not have it.
 
     Raises:
         DecodeError: it has, but that cannot be imported.
     """
-    known = _installed.get(name)
-    if known is not None:
+    # Asking the import system each time would take as long as all the rest.
+    known = sys.modules.get(name)
+    if known is not None and not getattr(known.__spec__, "_initializing", False):
         return known
     from importlib import import_module
 
     try:
-        module = _installed[name] = import_module(name)
-        return module
+        return import_module(name)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             return None
