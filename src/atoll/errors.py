@@ -44,9 +44,10 @@ the worker side and defined in ``atoll_worker.errors``.
 from __future__ import annotations
 
 import signal as _signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping as _Mapping
+from collections.abc import Sequence
 from concurrent.futures import CancelledError as _CancelledError
-from typing import Any
+from typing import Any as _Any
 
 from atoll_worker.errors import (
     AtollError,
@@ -243,7 +244,7 @@ class ServiceFailed(AtollError, ValueError):
         traceback: as the service printed it; empty as above.
     """
 
-    def __init__(self, service: str, answer: Mapping[str, Any]) -> None:
+    def __init__(self, service: str, answer: _Mapping[str, _Any]) -> None:
         self.service = service
         self.answer = answer
         self.error_type = str(answer.get("error_type", ""))

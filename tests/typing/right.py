@@ -10,7 +10,7 @@ from typing import Any, assert_type
 
 import atoll
 from atoll.client.submitter import Call
-from atoll_worker import Service, expose, register
+from atoll_worker import Cancelled, Service, ServiceBase, expose, progress, register
 
 
 @atoll.function
@@ -205,3 +205,34 @@ async def untyped_service() -> bool:
     async for item in service.frames.aio(n=3):
         print(item)
     return answered and limited
+
+
+class Greeting(ServiceBase):
+    def __init__(self) -> None:
+        super().__init__(log_level="DEBUG", log_file="greeting.log")
+
+    def validate_input(self, params: dict[str, Any]) -> None:
+        if "name" not in params:
+            raise ValueError("name is missing")
+
+    def process(self, params: dict[str, Any]) -> dict[str, str]:
+        try:
+            self.logger.info("greeting")
+            progress(1, 2, "half")
+        except Cancelled:
+            raise
+        return {"message": "Hello"}
+
+
+Greeting().run()
+client = atoll.ServiceClient("services/greeting.py", warm=False, timeout=3)
+assert_type(client.call({"name": "Alice"}, timeout=30), dict[str, Any])
+assert_type(client.call_stream({}), Iterator[Any])
+assert_type(atoll.ServicePool.discover("services", workers=2), dict[str, atoll.ServicePool])
+with atoll.ServicePool("services/greeting.py", workers=2) as pool:
+    assert_type(pool.submit({}), Call[dict[str, Any]])
+    assert_type(pool.map([{}]), Iterator[dict[str, Any]])
+try:
+    client.call()
+except atoll.ServiceFailed as failed:
+    assert_type(failed.answer, Mapping[str, Any])
