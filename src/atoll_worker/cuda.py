@@ -15,6 +15,8 @@ They are tensors of torch, and whatever has a ``__cuda_array_interface__``: cupy
 
 An array views a span of bytes, ``low`` to ``high``, and a ``_Hold`` keeps such a span usable in this process.
 
+What CUDA does not promise is not promised here: memory of a process that has ended may be gone at once.
+
 What does not belong here: what the driver's functions are called (``cuda_driver``).
 """
 

@@ -114,7 +114,7 @@ class Cuda(Driver):
         if code == _NOT_INITIALIZED:
             message += "; CUDA cannot be used in a process forked from one that used it"
         elif code == _ALREADY_MAPPED:
-            message += "; another library of this process has the same memory open"
+            message += "; it is open in this process already, for another library or as part of what lies beside it"
         return message
 
     def _current(self, device: int) -> _Current:

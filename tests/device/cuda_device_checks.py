@@ -106,6 +106,9 @@ def state():
 
 NOTHING_TO_CHECK_WITH = 77
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conditions import until  # noqa: E402 - where the tests are is known only now
+
 
 def missing() -> str | None:
     """What keeps the checks from being run, in words."""
@@ -137,14 +140,6 @@ class Services:
 
         with atoll.Service(self._file, environment=sys.executable, start_timeout=300, **options) as service:
             yield service
-
-
-def until(condition: Callable[[], Any], within: float = 20.0) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, "not within its time"
-        time.sleep(0.005)
 
 
 def nothing_is_shared(service: Any) -> bool:
