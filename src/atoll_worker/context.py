@@ -36,8 +36,8 @@ channels: List[Channel] = []
 
 
 def is_worker() -> bool:
-    """Whether this process is a worker of atoll."""
-    return bool(channels)
+    """Whether this process is a worker of atoll: whether it has a host."""
+    return bool(lendings)
 
 
 def channel_now() -> Channel:

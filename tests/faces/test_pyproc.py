@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from atoll.environments import find_interpreter
 from atoll.errors import AtollError
-from conditions import WITHIN, children_of, is_gone, until
+from conditions import WITHIN, children_of, end, is_gone, until, until_gone
 from pyproc_peer import Caller, Worker, folder_for_sockets, running
 
 MAX_FRAME = 10 << 20
@@ -318,6 +319,14 @@ def test_tasks_left_behind_go_on_between_calls(caller: Caller, tmp_path: Path) -
     caller.call("afterwards", {"path": str(path)})
     until(path.exists, what="the task to be over")
     assert caller.call("add", {"a": 1, "b": 2}) == {"result": 3}
+
+
+def test_what_user_code_can_ask_of_its_call(caller: Caller) -> None:
+    """There is no host: nobody to hear of progress, and nothing to call back."""
+    assert caller.call("make", {"text": "__import__('atoll_worker').progress(1, 2)"}) is None
+    assert caller.call("make", {"text": "__import__('atoll_worker').cancelled()"}) is False
+    error = caller.error("make", {"text": "__import__('atoll_worker').host.models.get()"})
+    assert error == "AtollError: this works in a worker only, and this process is none"
 
 
 # -- frames --------------------------------------------------------------------------------------------------------
@@ -781,6 +790,52 @@ def test_the_same_file_is_a_service_of_atoll(folder: Path) -> None:
     file.write_text(PROGRAM)
     with atoll.Service(str(file)) as service:
         assert service.add({"a": 1, "b": 2}) == {"result": 3}
+
+
+def test_the_worker_of_a_program_that_was_killed_ends_when_the_next_takes_its_place(python: str, folder: Path) -> None:
+    program = "from atoll_worker.faces import pyproc\n\npyproc._LOOK_AROUND = 0.02\n" + PROGRAM
+    (folder / "s_worker.py").write_text(program)
+    starter = folder / "starter.py"
+    starter.write_text(
+        "import os, subprocess, sys\nprint(subprocess.Popen([sys.executable, 's_worker.py']).pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with running(python, program, folder) as first:
+        path = first.path
+        first.stop(signal.SIGINT)
+    environ = {**os.environ, "PYTHONPATH": str(folder / "packages"), "PYPROC_SOCKET_PATH": path}
+    parent = subprocess.Popen(
+        [python, str(starter)], cwd=folder, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert parent.stdout is not None
+        orphan = int(parent.stdout.readline())
+        until(Path(path).exists, what="the worker to listen")
+        os.unlink(path)
+        with running(python, PROGRAM, folder) as second, second.caller() as caller:
+            threading.Event().wait(0.1)  # five looks, in which it is not forgotten: who started it lives
+            assert not is_gone(orphan)
+            end(parent)
+            until_gone(orphan)
+            assert caller.call("health")["pid"] == second.pid
+    finally:
+        end(parent)
+
+
+def test_nothing_is_warned_of(python: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "told"
+    with running(python, PROGRAM, folder, {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}) as worker:
+        with worker.caller() as caller:
+            assert caller.call("echo", "x" * 200_000) == "x" * 200_000
+            assert caller.call("later", {"seconds": 0.001}) == {"slept": 0.001}
+            assert caller.call("afterwards", {"path": str(path)}) is None
+            assert caller.error("make", {"text": "float('nan')"})
+            number = caller.request("sleep_async", {"path": str(path)})
+            began(path)
+            caller.cancel(number)
+            assert caller.reply()["ok"] is False
+        assert worker.stop(signal.SIGINT) == 0
+        assert worker.stderr() == ""
 
 
 def test_nothing_runs_where_nobody_calls(worker: Worker, caller: Caller) -> None:

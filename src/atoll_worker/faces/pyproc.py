@@ -68,6 +68,11 @@ _TICK = 0.02
 # Seconds that code which looks whether it was cancelled gets to return by itself; and between interruptions of code
 # that goes on.
 _GRACE = 0.5
+# Seconds between the ear's looks whether a call lasts that has lasted for some time.
+_LONGEST_WAIT = 0.2
+
+# Seconds without any event after which an idle worker looks whether it was forgotten.
+_LOOK_AROUND = 30.0
 
 # How often to look, and let others have the processor, before sleeping (benchmarks/pyproc_wire.py): many times while
 # one caller calls on and on, few while several share the processors.
@@ -124,26 +129,45 @@ def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
     server = Server(table, codec)
     try:
         with _Signals(server), _listen(path) as listener:  # who can connect, can also end it
-            place = os.stat(path)
+            place = _Place(path)
             _say("listening at %s, JSON by %s, functions: %s", path, codec.name, ", ".join(sorted(server.functions)))
             try:
-                server.serve(listener)
+                server.serve(listener, place.is_forgotten)
             except _Stop:
                 pass
             finally:
-                _unlink(path, place)
+                place.unlink()
     finally:
         server.close()
 
 
-def _unlink(path: str, place: os.stat_result) -> None:
-    """Remove the socket, unless it is one that took its place meanwhile."""
-    try:
-        now = os.lstat(path)
-        if (now.st_ino, now.st_dev) == (place.st_ino, place.st_dev):
-            os.unlink(path)
-    except OSError:
-        pass  # somebody was faster
+class _Place:
+    """Where a worker's socket stands, and who started it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._parent = os.getppid()
+        self._identity = self._now()
+
+    def _now(self) -> Optional[Tuple[int, int]]:
+        try:
+            now = os.lstat(self._path)
+        except OSError:
+            return None
+        return now.st_ino, now.st_dev
+
+    def unlink(self) -> None:
+        """Remove the socket, unless it is one that took its place meanwhile."""
+        if self._now() == self._identity:
+            try:
+                os.unlink(self._path)
+            except OSError:
+                pass  # somebody was faster
+
+    def is_forgotten(self) -> bool:
+        """Whether nobody can find this worker any more, nor end it: who started it has ended, and the socket is gone,
+        or is that of another. So ends the worker of a program that was killed, once the next one has taken the path."""
+        return os.getppid() != self._parent and self._now() != self._identity
 
 
 def _logger() -> Any:
@@ -422,9 +446,15 @@ class Server:
 
     # -- the main thread -------------------------------------------------------------------------------------
 
-    def serve(self, listener: socket.socket) -> None:
-        """Answer calls until the worker is told to end."""
+    def serve(self, listener: socket.socket, is_forgotten: Callable[[], bool]) -> None:
+        """Answer calls until the worker is told to end.
+
+        Args:
+            listener: who connects there is answered.
+            is_forgotten: asked now and then while nobody is connected; true ends the worker.
+        """
         self._listener = listener
+        self._is_forgotten = is_forgotten
         self._poller.register(listener.fileno(), _IN)
         start_new_thread(self._listen_during_calls, ())
         poll = self._poller.poll
@@ -462,9 +492,11 @@ class Server:
             if loop is not None and loop.has_tasks and hasattr(self._poller, "fileno"):
                 # Tasks that coroutines left behind go on.
                 loop.run_until_readable(self._poller.fileno())
-            events: List[Tuple[int, int]] = self._poller.poll(-1 if self._is_accepting else 1.0)
+            events: List[Tuple[int, int]] = self._poller.poll(_LOOK_AROUND if self._is_accepting else 1.0)
             if not self._is_accepting:
                 self._accept_again()
+            elif not events and not self._connections and self._is_forgotten():
+                self.is_stopping = True
             return events
         finally:
             self.is_waiting = False
@@ -517,7 +549,7 @@ class Server:
             self._end_fork(None)
         try:
             return write_result(request_id, codec.encode(result), codec)
-        except Exception as error:
+        except BaseException as error:  # looking at a value may run code of its class
             return write_error(request_id, f"{type(error).__name__}: {error}", codec)
 
     def _ring(self) -> None:
@@ -631,7 +663,12 @@ class Server:
         if not count:
             self._end(connection)
             return
-        for frame in reader.receive_data(data) if room is None else reader.filled(count):
+        try:
+            frames = reader.receive_data(data) if room is None else reader.filled(count)
+        except MemoryError:
+            self._drop(connection)
+            return
+        for frame in frames:
             self._take(connection, frame, is_ear)
         if len(connection.waiting) >= _MOST_WAITING:
             self._settle(connection)
@@ -790,15 +827,22 @@ class Server:
 
     def _listen_during(self, number: int) -> None:
         call = self.call
+        wait = _TICK
         while call.call_number == number and not self.is_stopping:
-            events = self._poller.poll(_TICK)
+            events = self._poller.poll(wait)
             with self._turn:
                 if call.call_number != number:
                     return
-                for fd, event in events:
-                    self._handle(fd, event, True)
-                if call.cancelled_call == number and monotonic() >= call.interrupt_at:
-                    self._interrupt()
+                try:
+                    for fd, event in events:
+                        self._handle(fd, event, True)
+                except Exception:
+                    sys.excepthook(*sys.exc_info())  # the next event is listened to all the same
+                wait = min(2 * wait, _LONGEST_WAIT)
+                if call.cancelled_call == number:
+                    wait = _TICK
+                    if monotonic() >= call.interrupt_at:
+                        self._interrupt()
 
     def close(self) -> None:
         """Let go of everything."""

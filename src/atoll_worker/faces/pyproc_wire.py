@@ -160,6 +160,8 @@ def read_message(payload: Bytes, codec: Codec) -> Message:
         message = codec.decode(payload)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the frame is not JSON: {error}") from None
+    except MemoryError:
+        raise Malformed(f"there is no memory for what {len(payload):,} bytes of JSON say") from None
     try:
         method = message["method"]
         if type(method) is str:
