@@ -119,6 +119,18 @@ def test_a_client_that_is_forgotten_leaves_the_worker_to_the_next(echo: Path) ->
     assert call() == call()
 
 
+def test_a_source_means_the_same_wherever_the_process_goes(
+    echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(echo.parent)
+    sources = ["echo.py", "echo.py:Echo", "../services/echo.py"]
+    clients = [ServiceClient(one, warm=False) for one in sources] + [ServiceClient(one) for one in sources]
+    monkeypatch.chdir(tmp_path)
+    for client in clients:
+        assert client.call()["success"]
+        client.close()
+
+
 def test_cold_is_a_process_for_every_call(echo: Path) -> None:
     with ServiceClient(echo, warm=False) as client:
         answers = [client.call({"number": number}) for number in range(2)]
@@ -381,6 +393,19 @@ def test_a_submitted_call_is_cancelled(echo: Path, tmp_path: Path) -> None:
             with pytest.raises(atoll.CallCancelled):
                 call.result(20)
         assert pool.call()["pid"] == pid
+
+
+def test_a_submitted_generator_is_cancelled_between_its_items(items: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with ServicePool(items, workers=1) as pool:
+        call = pool.submit({"n": 1_000_000_000, "mark": str(mark)})
+        until(call.running)
+        until(lambda: pool.status().latency.calls > 0)  # it has begun to take items
+        assert call.cancel()
+        with pytest.raises(atoll.CallCancelled):
+            call.result(20)
+        until(mark.exists)
+        assert pool.call({"n": 1})["result"] == [{"number": 0}]
 
 
 # -- its life ------------------------------------------------------------------------------------------------------

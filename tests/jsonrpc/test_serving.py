@@ -575,6 +575,18 @@ def test_who_asked_is_gone(service: Path) -> None:
         until_gone(worker)
 
 
+def test_who_asked_is_gone_before_the_last_answer(service: Path) -> None:
+    """Nothing is written that would tell: a function runs that never ends."""
+    with serving(service) as peer:
+        assert peer.result("nothing") is None
+        (worker,) = children_of(peer.process.pid)
+        peer.request("hang")
+        peer.stdin.close()
+        peer.stdout.close()
+        assert peer.process.wait(30) == 1
+        until_gone(worker)
+
+
 def test_it_is_killed(service: Path) -> None:
     with serving(service) as peer:
         assert peer.result("nothing") is None

@@ -23,6 +23,7 @@ from atoll_worker.faces import answers
 
 from ..errors import (
     AtollError,
+    CallCancelled,
     ManifestError,
     RemoteError,
     ServiceClosed,
@@ -32,9 +33,11 @@ from ..errors import (
     WorkerStartError,
 )
 from ..manifest import load_spec
+from ..manifest.sources import MANIFEST_NAMES
 from ..pool.options import CallOptions
 from ..pool.stream import Stream
 from .owner import HoldsWorker, check_seconds
+from .plan import split_entry
 from .service import Service
 from .warm import WarmService, warm_service
 
@@ -89,7 +92,7 @@ class ServiceClient(HoldsWorker):
             options["timeout"] = timeout
         # Checked here, where it is written, and not at the first call.
         self._spec: ServiceSpec = load_spec(source, **{key: one for key, one in options.items() if key != "host"})
-        self._source = source if os.path.isabs(source) or not os.path.exists(source) else os.path.abspath(source)
+        self._source = _absolute(source)
         self._options = options
         self._is_warm = warm
         self._closed = False
@@ -136,7 +139,7 @@ class ServiceClient(HoldsWorker):
                 result = service._pool.call(PROCESS, (params,), _ANSWER, self._seconds(timeout), options)
                 if isinstance(result, Stream):
                     with result:
-                        result = answers.succeeded(list(result), perf_counter() - began)
+                        result = answers.succeeded(_items(result, options), perf_counter() - began)
         except AtollError as error:
             result = self._answer_of(error, perf_counter() - began, check_success)
         return self._checked(result, check_success)
@@ -487,6 +490,21 @@ class ServicePool(ServiceClient):
         self._service().scale(min, max, idle)
 
 
+def _items(stream: Stream[Any], options: CallOptions | None) -> list[Any]:
+    """All items, unless the call is given up between two of them.
+
+    Raises:
+        CallCancelled: it is.
+    """
+    items = []
+    cancellation = None if options is None else options.cancellation
+    for item in stream:
+        if cancellation is not None and cancellation.requested:
+            raise CallCancelled("the call was cancelled between two items")
+        items.append(item)
+    return items
+
+
 def _params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if params is None:
         return {}
@@ -495,12 +513,22 @@ def _params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return params if isinstance(params, dict) else dict(params)
 
 
+def _absolute(source: str) -> str:
+    """A source that means the same wherever this process goes."""
+    place, class_name = split_entry(source)
+    path = os.path.abspath(os.path.expanduser(place))
+    if not os.path.isfile(path) and not any(os.path.isfile(os.path.join(path, one)) for one in MANIFEST_NAMES):
+        return source  # a module, which a folder may be too
+    return path if class_name is None else f"{path}:{class_name}"
+
+
 def _interpreter(source: str, python: str | os.PathLike[str]) -> str | None:
     """The interpreter that was asked for, as an option of a service; None if it is what there would be without."""
     path = os.fspath(python)
     if os.sep not in path:
         path = shutil.which(path) or path
-    if os.path.abspath(path) == os.path.abspath(sys.executable):
+    path = os.path.abspath(os.path.expanduser(path))
+    if path == os.path.abspath(sys.executable):
         spec = load_spec(source)
         if not (spec.environment or spec.dependencies or spec.python or spec.lock):
             return None  # this process's packages too, wherever it has them from

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import queue
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -35,6 +36,8 @@ _READ_SIZE = 1 << 16
 # Bytes that may wait to be written before a stream waits for whoever reads.
 _MOST_WAITING = 1 << 20
 
+# Seconds between two looks whether somebody waits for the last answers.
+_LOOK_AGAIN = 0.5
 # Seconds for what is left to be written once a signal said to end.
 _LAST_WORDS = 1.0
 
@@ -95,7 +98,9 @@ class Session:
             for task in self._tasks:
                 task.cancel()
         while self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=_LOOK_AGAIN)
+            if self._tasks and self._out.has_no_reader():
+                self._end(1)
         # Who was told to end does not wait for somebody who does not read.
         await asyncio.to_thread(self._out.close, _LAST_WORDS if self._status >= 128 else None)
         return self._status
@@ -341,6 +346,14 @@ class _Writer:
         if self._waiting > _MOST_WAITING:
             self._drained.clear()
         self._queue.put(data)
+
+    def has_no_reader(self) -> bool:
+        """Whether it is known that nobody will read what is written."""
+        if not self.is_broken:
+            poll = select.poll()
+            poll.register(self._fd, 0)
+            self.is_broken = any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+        return self.is_broken
 
     async def drained(self) -> None:
         """Wait until little waits to be written."""
