@@ -338,7 +338,7 @@ def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer
         if count * dtype.itemsize != size:
             raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {size} bytes")
         array = numpy.frombuffer(buffer, dtype, count) if size else numpy.empty(count, dtype)
-        return array if len(shape) == 1 else array.reshape(shape, order=layout)
+        return array if layout == "C" and len(shape) == 1 else array.reshape(shape, order=layout)
     offset, strides = layout
     # numpy looks too, but takes a buffer without bytes for one that is large enough, and sums that overflow.
     before, span = _extent(shape, strides, dtype.itemsize)
@@ -371,7 +371,7 @@ def restore_own_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, bu
 def restore_read_only_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer: Any) -> Any:
     """An array that may not; where there is no numpy, its memory as it is."""
     array = restore_ndarray(spelled, shape, layout, buffer)
-    if type(buffer) is bytes:
+    if type(buffer) is bytes and buffer:
         return array  # nobody can write to these
     if "numpy" in sys.modules and isinstance(array, sys.modules["numpy"].ndarray):
         array.flags.writeable = False
