@@ -8,7 +8,8 @@ What always holds:
   Arrow's own dtypes only, the columns are copied once and not at all where they lie in a segment already, and the
   frame is put together by the receiver's pandas without a copy.
 * Columns of strings cross in Arrow's layout where the sender has pyarrow loaded; the receiver needs it not.
-* Columns of Python objects cross object by object; what cannot cross is named by its column.
+* Columns of Python objects cross object by object (many strings as above, into objects again); what cannot cross is
+  named by its column.
 * What is put together may be written to, also where arrays that arrive may not: pandas cannot work otherwise.
 * Between versions: where one has no such dtype (strings before 3, units of time before 2), it is what that version has
   instead. Labels that are all strings are what the receiver's pandas makes of strings.
@@ -51,7 +52,7 @@ def _take(array: Any) -> Parts:
     kind = type(dtype).__name__
     if not hasattr(dtype, "na_value") or kind in ("NumpyEADtype", "PandasDtype"):
         values = array.to_numpy()
-        return "objects" if values.dtype.hasobject else "numpy", values
+        return _take_objects(values) if values.dtype.hasobject else ("numpy", values)
     take = _TAKE.get(kind)
     if take is None or type(dtype).__module__.partition(".")[0] != "pandas":
         raise _NoPlace(f"of dtype {dtype}, which has no place on the wire; to_numpy() or astype(object) has")
@@ -115,18 +116,49 @@ def _take_strings(array: Any) -> Parts:
     return "strings", array.to_numpy(dtype=object, na_value=None), missing, storage
 
 
+def _take_objects(values: Any) -> Parts:
+    """Objects, which cross one by one; but many that are all strings, as such, which is faster."""
+    if "pyarrow" not in sys.modules or values.ndim != 1 or len(values) < _MANY:
+        return "objects", values
+    items = values.tolist()
+    others = set(map(type, items)) - {str}
+    if str not in map(type, items):
+        return "objects", values
+    if others == {float} and all(item != item for item in items if type(item) is float):
+        missing = "nan"
+    elif others <= {type(None)}:
+        missing = "None"
+    else:
+        return "objects", values
+    del items
+    pyarrow = sys.modules["pyarrow"]
+    try:
+        arrow = pyarrow.array(values, pyarrow.large_string(), from_pandas=True)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return "objects", values
+    return "text objects", *_places_of_text(arrow), missing
+
+
+# Strings of a column of objects from which on it is worth a look at them all.
+_MANY = 1000
+
+
 def _take_text(array: Any) -> Optional[Tuple[Any, Any, Any]]:
     """Strings in the layout that Arrow has for them, which takes no object for each: where each begins and the last
     ends, all of them in UTF-8, and which are missing (None if none is). None if they cannot be written that way.
     """
-    pyarrow, numpy = sys.modules["pyarrow"], sys.modules["numpy"]
+    pyarrow = sys.modules["pyarrow"]
     try:
         arrow = array.__arrow_array__()
     except UnicodeEncodeError:  # half a surrogate pair
         return None
     if hasattr(arrow, "combine_chunks"):
         arrow = arrow.chunk(0) if arrow.num_chunks == 1 else arrow.combine_chunks()
-    arrow = arrow.cast(pyarrow.large_string())
+    return _places_of_text(arrow.cast(pyarrow.large_string()))
+
+
+def _places_of_text(arrow: Any) -> Tuple[Any, Any, Any]:
+    numpy = sys.modules["numpy"]
     _, ends, data = arrow.buffers()
     if not len(arrow) or ends is None:
         return numpy.zeros(1, "<i8"), numpy.zeros(0, "u1"), None
@@ -224,23 +256,49 @@ def _build_strings(pandas: Any, values: Any, missing: str, storage: Optional[str
 
 
 def _build_text(pandas: Any, ends: Any, data: Any, absent: Any, missing: str, storage: Optional[str]) -> Any:
+    values = _arrow_of(ends, data, absent, storage == "pyarrow")
+    if values is None:
+        return _build_strings(pandas, _strings_of(ends, data, absent), missing, storage)
+    if int(pandas.__version__.partition(".")[0]) < 3:
+        # Some of these versions take no such text as it is, and some would take it string by string.
+        return _build_strings(pandas, values.to_numpy(zero_copy_only=False), missing, storage)
+    return _build_strings(pandas, sys.modules["pyarrow"].chunked_array([values]), missing, storage)
+
+
+def _build_text_objects(pandas: Any, ends: Any, data: Any, absent: Any, missing: str) -> Any:
+    arrow = _arrow_of(ends, data, absent, False)
+    if arrow is None:
+        values = _strings_of(ends, data, absent)
+    else:
+        # Strings that are the same often are one object, as they mostly were. All of them are looked at only where the
+        # first ones promise that: it takes longer than to make that many objects.
+        first = arrow.slice(0, 4096)
+        if len(first.unique()) * 2 < len(first):
+            encoded = arrow.dictionary_encode()
+            places = encoded.indices.fill_null(0).to_numpy()
+            values = encoded.dictionary.to_numpy(zero_copy_only=False)[places]
+        else:
+            values = _own(arrow.to_numpy(zero_copy_only=False))
+    if absent is not None:
+        values[absent] = float("nan") if missing == "nan" else None
+    return values
+
+
+def _arrow_of(ends: Any, data: Any, absent: Any, wanted: bool) -> Any:
+    """Text as pyarrow has it, on the memory given; None where pyarrow is not, or not loaded and not ``wanted``."""
     if len(ends) == 0 or ends.dtype != "<i8" or data.dtype != "u1" or (absent is not None and absent.dtype != "?"):
         raise DecodeError("strings came whose places are no numbers")
-    ends, data = _kept(ends), _kept(data)
     try:
-        pyarrow = library("pyarrow", "text") if storage == "pyarrow" or "pyarrow" in sys.modules else None
+        pyarrow = library("pyarrow", "text") if wanted or "pyarrow" in sys.modules else None
     except DecodeError:
         pyarrow = None
     if pyarrow is None:
-        return _build_strings(pandas, _strings_of(ends, data, absent), missing, storage)
+        return None
     valid = None if absent is None else pyarrow.array(~absent).buffers()[1]
     buffers = [valid, pyarrow.py_buffer(ends), pyarrow.py_buffer(data)]
     values = pyarrow.Array.from_buffers(pyarrow.large_string(), len(ends) - 1, buffers)
     values.validate(full=True)
-    if int(pandas.__version__.partition(".")[0]) < 3:
-        # Some of these versions take no such text as it is, and some would take it string by string.
-        return _build_strings(pandas, values.to_numpy(zero_copy_only=False), missing, storage)
-    return _build_strings(pandas, pyarrow.chunked_array([values]), missing, storage)
+    return values
 
 
 def _strings_of(ends: Any, data: Any, absent: Any) -> Any:
@@ -270,6 +328,7 @@ _BUILD: Dict[str, Callable[..., Any]] = {
     "masked": _build_masked,
     "strings": _build_strings,
     "text": _build_text,
+    "text objects": _build_text_objects,
     "arrow": _build_arrow,
 }
 
@@ -324,7 +383,7 @@ def _reduce_index(value: Any, carrier: Carrier) -> Reduced:
             and _pandas().api.types.infer_dtype(value, skipna=False) == "string"
             and _is_before_3()
         ):
-            parts = ("labels", parts[1])
+            parts = ("labels", *parts)
         return restore_index, (parts, value.name, freq)
     except _NoPlace as error:
         raise Unsupported(value, str(error)) from None
@@ -346,9 +405,9 @@ def restore_index(parts: Parts, name: Any, freq: Optional[str]) -> Any:
         return pandas.RangeIndex(*parts[1:], name=name)
     if parts[0] == "labels":
         # Text before pandas 3, which had no other dtype for it.
-        return pandas.Index(parts[1].tolist(), name=name)
+        return pandas.Index(_build(pandas, parts[1:]).tolist(), name=name)
     values = _build(pandas, parts)
-    if parts[0] == "objects":
+    if parts[0] in ("objects", "text objects"):
         return pandas.Index(values, dtype=object, name=name, tupleize_cols=False)
     index = pandas.Index(values, name=name)
     if freq is not None:

@@ -47,6 +47,28 @@ def test_text(dtype: str, loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None
     assert same(passed(pandas.Index(series)), pandas.Index(series))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_text_of_objects(missing: Any) -> None:
+    """Columns of objects that are strings stay that: with the objects for what is missing, and few for few strings."""
+    distinct = [f"text {index}" for index in range(2000)]
+    for items in (distinct, ["few", "strings"] * 2000, [*distinct, missing], [missing, "one"] * 2000, [missing] * 1000):
+        series = pandas.Series(items, dtype=object)
+        if len(set(map(type, items))) == 1 and type(items[0]) is str:
+            assert frames._take(series.array)[0] == "text objects"
+        arrived = passed(series)
+        assert arrived.dtype == object
+        assert repr(arrived.tolist()) == repr(items)
+        assert same(passed(pandas.DataFrame({"a": series})), pandas.DataFrame({"a": series}))
+        texts = [[item for item in column if type(item) is str] for column in (arrived, items)]
+        assert len(set(map(id, texts[0]))) <= len(set(map(id, texts[1])))
+        index = pandas.Index(series, dtype=object)
+        assert same(passed(index), index)
+    for items in ([*distinct, 1], [*distinct, missing, 1.5], [*distinct, "\ud800"], [*distinct, numpy.str_("x")]):
+        series = pandas.Series(items, dtype=object)
+        assert frames._take(series.array)[0] == "objects"
+        assert [type(item) for item in passed(series)] == [type(item) for item in items]
+
+
 def test_text_where_pyarrow_is_not() -> None:
     """The receiver makes its strings itself."""
     ends, data = numpy.array([0, 1, 1, 3], "i8"), numpy.frombuffer("aü".encode(), "u1")

@@ -101,6 +101,8 @@ def test_text_of_pandas(there: Far) -> None:
     series = pandas.Series(["a", None, "ü" * 1000] * 100, dtype="str")
     for one in (series, series.astype("string"), pandas.DataFrame({"a": series, "b": 1})["a"]):
         assert description(there.ask("echo", one)) == description(one)
+    objects = pandas.Series([*(f"text {index}" for index in range(2000)), None], dtype=object)
+    assert same(there.ask("echo", objects), objects)
     frame = pandas.DataFrame({"a": [1], "b": ["x"]})
     assert same(there.ask("echo", frame).columns.to_frame(), frame.columns.to_frame())
 

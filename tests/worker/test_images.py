@@ -125,7 +125,7 @@ def test_what_is_known_of_them() -> None:
 
 def test_pixels_beside_the_payload() -> None:
     """Large ones are stored once, and read where they lie if PIL can."""
-    image = filled("RGBA", (200, 100))
+    image = filled("RGBA", (400, 300))
     encoder = Encoder()
     payload = encoder.encode(image)
     (buffer,) = buffers_of(encoder)
@@ -161,7 +161,7 @@ def test_a_file_that_is_broken(tmp_path: Path) -> None:
 def test_pixels_that_do_not_fit() -> None:
     """Fewer than the size needs are an error of decoding."""
     encoder = Encoder()
-    payload = encoder.encode(filled("RGB", (200, 100)))
+    payload = encoder.encode(filled("RGB", (400, 300)))
     (buffer,) = buffers_of(encoder)
     for decoder in (HOST, WORKER):
         with pytest.raises(DecodeError):
