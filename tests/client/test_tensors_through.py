@@ -126,6 +126,12 @@ def double(one, two):
     return [one, two]
 
 
+@atoll.function(environment=sys.executable, start_timeout=120)
+def fill(value, out):
+    out.copy_(value * 2)
+    return float(out.sum())
+
+
 def storage_of(tensor):
     return tensor.untyped_storage().data_ptr()
 
@@ -147,6 +153,17 @@ for size in (100, 500_000):
     parameter = same([torch.nn.Parameter(base, requires_grad=False)])[0]
     assert type(parameter) is torch.nn.Parameter and not parameter.requires_grad
     assert torch.equal(parameter, base)
+# In shared memory from the start: views are not copied, and what is written over there is here.
+tensor, target = atoll.empty((500, 400), torch.float32), atoll.empty((400, 500), torch.float32)
+tensor.fill_(3)
+copies = atoll.memory().copies
+assert fill(tensor.t(), out=target) == 6 * 200_000
+assert target.sum() == 6 * 200_000
+assert fill(tensor[5:15, ::4], out=target[100:110, :100]) == 6 * 1000
+assert atoll.memory().copies == copies
+plain = torch.zeros(30)
+assert fill(torch.ones(30), out=plain) == 60
+assert plain.sum() == 60
 model = torch.nn.Linear(300, 200)
 model.load_state_dict(same(dict(model.state_dict())))
 print("done")

@@ -21,7 +21,7 @@ import torch
 from atoll_worker.adapters import Unsupported
 from atoll_worker.errors import DecodeError
 from atoll_worker.tensors import Storage, restore_name, restore_storage, restore_tensor
-from atoll_worker.values import Decoder, Encoder
+from atoll_worker.values import Decoder, Encoder, explain_unencodable
 
 DTYPES = [
     name
@@ -195,8 +195,10 @@ def check_what_cannot_cross() -> None:
     class Own(torch.Tensor):
         pass
 
+    own = torch.ones(3).as_subclass(Own)
     with refused(Unsupported, ""):
-        Encoder().encode(torch.ones(3).as_subclass(Own))
+        Encoder().encode(own)
+    assert str(explain_unencodable(Unsupported(own), [("x", own)])).endswith("; pass x.as_subclass(torch.Tensor)")
 
 
 def check_small_things() -> None:

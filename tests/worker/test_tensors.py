@@ -13,17 +13,30 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import atoll_worker
 from atoll_worker.array_buffer import ArrayBuffer
+from atoll_worker.arrays import Carrier
 from atoll_worker.errors import DecodeError
-from atoll_worker.tensors import Storage, restore_name, restore_parameter, restore_size, restore_storage, restore_tensor
+from atoll_worker.tensors import (
+    Storage,
+    StoragePart,
+    _part_for,
+    restore_name,
+    restore_parameter,
+    restore_size,
+    restore_storage,
+    restore_tensor,
+)
 from atoll_worker.values import INLINE_BUFFER, Decoder, Encoder
 
 SOURCE = Path(atoll_worker.__file__).parents[1]
@@ -87,7 +100,6 @@ def test_tensors_where_torch_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         payload, buffers = encoded[name]
         return Decoder(checked=True, side="the host").decode(payload, [bytearray(one) for one in buffers])
 
-    monkeypatch.setitem(sys.modules, "torch", None)
     assert decode("int32").dtype == "<i4"
     assert decode("bool").dtype == "?"
     assert decode("complex128").dtype == "<c16"
@@ -129,10 +141,12 @@ def test_tensors_where_torch_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run_checks("compare", str(tmp_path / "tensors"))
 
 
-@pytest.fixture(autouse=True)
-def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def without_torch() -> Iterator[None]:
     """Whoever has torch in this environment tests the same."""
-    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        yield
 
 
 def storage() -> Storage:
@@ -195,3 +209,53 @@ def test_a_storage_is_found_again() -> None:
     again[0].data[400] = 7
     assert again[1].data[400] == 7
     assert (again[1].offset, again[1].strides, again[1].dtype) == (400, (8,), "complex32")
+
+
+# -- which parts of a storage cross ------------------------------------------------------------------------------------
+
+
+class Notebook(Carrier):
+    """Takes notes, and starts over once."""
+
+    def __init__(self) -> None:
+        self.notes = {}
+        self.passes = 0
+
+    def again(self) -> bool:
+        self.wants_again = self.passes == 0
+        return self.wants_again
+
+    def encode(self, spans: list[tuple[int, int]]) -> list[StoragePart]:
+        """The parts for these spans."""
+        self.wants_again = False
+        parts = [_part_for(self, None, 4096, *span) for span in spans]
+        if self.wants_again:
+            self.passes = 1
+            return self.encode(spans)
+        return parts
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), min_size=1, max_size=12))
+def test_parts_are_what_is_used_and_no_more(lengths: list[tuple[int, int]]) -> None:
+    """Every view lies in a part; views with bytes in common lie in the same; no byte crosses that is no view's."""
+    spans = [(64 * low, 64 * low + 16 * length) for low, length in lengths]
+    parts = Notebook().encode(spans)
+    for (low, high), part in zip(spans, parts, strict=True):
+        assert part.low <= low < high <= part.high
+    used = set().union(*(range(low, high) for low, high in spans))
+    different = {id(part): part for part in parts}.values()
+    assert sum(part.high - part.low for part in different) == len(used)
+    for one, first in zip(spans, parts, strict=True):
+        for other, second in zip(spans, parts, strict=True):
+            if max(one[0], other[0]) < min(one[1], other[1]):
+                assert first is second
+
+
+def test_parts_that_come_too_late_are_apart() -> None:
+    """In the second pass nothing is started over: what was not known then crosses by itself."""
+    notebook = Notebook()
+    notebook.passes = 1
+    first = _part_for(notebook, None, 4096, 0, 128)
+    late = _part_for(notebook, None, 4096, 64, 256)
+    assert (first.low, first.high) == (0, 128)
+    assert (late.low, late.high) == (64, 256)
