@@ -21,7 +21,7 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EMFILE
 
-from .errors import DecodeError
+from .errors import DecodeError, SegmentsExhausted
 from .loans import CannotLend
 from .segments import Segment, store
 
@@ -289,7 +289,7 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
     extents: Optional[Dict[Tuple[int, int], int]] = None
     copied = lent = 0
     frame = iter(buffers)
-    problem: Optional[DecodeError] = None
+    problem: Optional[Exception] = None
     for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(view[_TABLE.size : end]):
         item: Any = None
         try:
@@ -337,16 +337,16 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
                 item = bytes(item) if form == BYTES else bytearray(item)
             elif form != MEMORY:
                 raise DecodeError(f"cargo of unknown form {form}")
-        except DecodeError as error:
+        except (DecodeError, SegmentsExhausted, OSError) as error:
             problem = problem or error  # the other loans must be taken up all the same, to be given back
         items.append(item)
     if problem is None:
         return items, view[end:]
-    # Whoever keeps the error keeps what this function has.
+    # Whoever keeps the error keeps what this function has, and those that it called.
     memory = item = None
     borrowed.clear()
     items.clear()
-    raise problem
+    raise problem.with_traceback(None)
 
 
 def _count(copied: int, nbytes: int) -> int:

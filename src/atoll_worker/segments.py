@@ -15,6 +15,7 @@ ended, too; and the child's own memory is new.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from _thread import allocate_lock
@@ -222,8 +223,11 @@ class Store:
                 if size_class(size) > self.budget or monotonic() >= deadline > 0.0:
                     raise SegmentsExhausted(self._explain(size))
             if not deadline:
+                # What only a cycle keeps, such as that of an error and its traceback, nobody needs.
+                gc.collect()
                 # An event loop must not wait: the very tasks that would give something back could not.
                 deadline = monotonic() + (0.0 if _is_on_loop() else self.patience)
+                continue
             sleep(_LOOK_AGAIN)
 
     def _take(self, size: int, for_writers: int) -> Optional[Segment]:
