@@ -107,7 +107,7 @@ def state():
 NOTHING_TO_CHECK_WITH = 77
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conditions import until  # noqa: E402 - where the tests are is known only now
+from conditions import until, until_gone  # noqa: E402 - where the tests are is known only now
 
 
 def missing() -> str | None:
@@ -307,17 +307,32 @@ def check_memory_that_cannot_be_shared(services: Services) -> None:
             assert "PYTORCH_CUDA_ALLOC_CONF" in said, said
 
 
+def serves(service: Any) -> bool:
+    """Whether a call comes back, which it does not before the end of the last worker was noticed."""
+    import torch
+
+    from atoll import WorkerDied
+
+    try:
+        return bool(service.total(torch.ones(10, device="cuda")) == 10.0)
+    except WorkerDied:
+        return False
+
+
 def check_killed_workers(services: Services) -> None:
     import torch
 
     with services.start() as service:
         before = torch.cuda.memory_allocated()
         service.keep(torch.ones(1 << 20, device="cuda"))
-        os.kill(service.process_id(), signal.SIGKILL)
+        pid = service.process_id()
+        os.kill(pid, signal.SIGKILL)
+        until_gone(pid)
         until(lambda: gc.collect() is not None and torch.cuda.memory_allocated() == before)
-        made = service.make(100)
-        os.kill(service.process_id(), signal.SIGKILL)
-        assert service.total(torch.ones(10, device="cuda")) == 10.0, "the next worker serves"
+        made, pid = service.make(100), service.process_id()
+        os.kill(pid, signal.SIGKILL)
+        until_gone(pid)
+        until(lambda: serves(service), what="the next worker serves")
         del made
         gc.collect()
         torch.cuda.synchronize()
