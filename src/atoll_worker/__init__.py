@@ -8,9 +8,10 @@ A service's author imports from here::
     from atoll_worker import cancelled, host, log, progress, ref    # during a call
 
 The host loads this package by its place on disk and runs ``__main__``; nothing is installed into the service's
-environment. Layout, lowest first: ``wire`` and ``lane`` (bytes), ``registry``, ``errors``, ``guard``, ``adapters`` and
-``values`` (what crosses), ``streams`` and ``references`` (what is lent), ``connection`` (moving it), ``service`` (what
-can be called), ``channel`` (calls both ways), ``context`` (what user code sees of its call), ``control`` and
+environment. Layout, lowest first: ``wire`` and ``lane`` (bytes), ``registry``, ``errors``, ``guard``, ``adapters``,
+``arrays`` with the rooms that it names, and ``values`` (what crosses), ``shared_memory``, ``segments``, ``loans`` and
+``cargo`` (the bytes of arrays), ``streams`` and ``references`` (what is lent), ``connection`` (moving it), ``service``
+(what can be called), ``channel`` (calls both ways), ``context`` (what user code sees of its call), ``control`` and
 ``runtime`` (the process), ``faces`` (other ways in).
 """
 
