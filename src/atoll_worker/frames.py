@@ -223,7 +223,14 @@ def _build_categorical(pandas: Any, codes: Any, categories: Any, ordered: bool) 
 
 
 def _build_zoned(pandas: Any, values: Any, zone: Any) -> Any:
-    return pandas.DatetimeIndex(values).tz_localize("UTC").tz_convert(zone).array
+    return pandas.DatetimeIndex(values).tz_localize("UTC").tz_convert(_zone_of(zone)).array
+
+
+def _zone_of(zone: Any) -> Any:
+    # With this prefix, pandas takes the rest for the path of a file.
+    if isinstance(zone, str) and zone.startswith("dateutil"):
+        raise DecodeError(f"no time zone is called {zone!r}")
+    return zone
 
 
 def _build_period(pandas: Any, ordinals: Any, freq: str) -> Any:
@@ -518,7 +525,7 @@ def _reduce_timestamp(value: Any, carrier: Carrier) -> Reduced:
 def restore_timestamp(moment: Any, zone: Any) -> Any:
     """A ``pandas.Timestamp``; the moment is in UTC if there is a zone."""
     stamp = _pandas().Timestamp(moment)
-    return stamp if zone is None else stamp.tz_localize("UTC").tz_convert(zone)
+    return stamp if zone is None else stamp.tz_localize("UTC").tz_convert(_zone_of(zone))
 
 
 def _reduce_timedelta(value: Any, carrier: Carrier) -> Reduced:

@@ -82,31 +82,25 @@ def _write(pyarrow: Any, carrier: Carrier, value: Any, schema: Any, batches: Lis
 def _open(buffer: Any) -> Tuple[Any, Any, Any]:
     """pyarrow, the buffer as one of pyarrow's, and a reader of the stream in it."""
     pyarrow = library("pyarrow", "an Arrow table")
-    from importlib import import_module
-
-    memory = bytes_that_came(buffer)
-    reader = import_module("pyarrow.ipc").open_stream(pyarrow.py_buffer(memory))
-    if _may_change(memory) and not all(_is_plain(pyarrow.types, field.type) for field in reader.schema):
-        memory = memoryview(memory.tobytes())
-        reader = import_module("pyarrow.ipc").open_stream(pyarrow.py_buffer(memory))
-    return pyarrow, pyarrow.py_buffer(memory), reader
+    _refuse_code(pyarrow, buffer)
+    memory = pyarrow.py_buffer(buffer)
+    return pyarrow, memory, library("pyarrow.ipc", "an Arrow table").open_stream(memory)
 
 
-def _may_change(memory: memoryview) -> bool:
-    """Whether these bytes are a segment of another process that need not be trusted."""
-    loans = getattr(memory.obj, "loans", None)
-    return loans is not None and not loans.is_trusted
+# Types of this name are pickles, which versions before the one below load, from whomever they come (CVE-2023-47248).
+_PICKLED = b"arrow.py_extension_type"
+_SAFE = (14, 0, 1)
 
 
-def _is_plain(types: Any, kind: Any) -> bool:
-    """Whether no number in the memory of a column says where something else is."""
-    if types.is_struct(kind):
-        return all(_is_plain(types, kind.field(index).type) for index in range(kind.num_fields))
-    if types.is_fixed_size_list(kind):
-        return _is_plain(types, kind.value_type)
-    return bool(
-        types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind) or types.is_null(kind)
-    )
+def _refuse_code(pyarrow: Any, buffer: Any) -> None:
+    import re
+
+    version = tuple(int(part) for part in re.findall(r"\d+", pyarrow.__version__)[:3])
+    if version < _SAFE and re.search(re.escape(_PICKLED), buffer):
+        raise DecodeError(
+            f"refused to load an Arrow type that pyarrow {pyarrow.__version__} would run code for; "
+            "pyarrow from 14.0.1 on does not"
+        )
 
 
 def _pyarrow() -> Any:
@@ -199,6 +193,7 @@ def _reduce_schema(value: Any, carrier: Carrier) -> Reduced:
 def restore_schema(data: bytes) -> Any:
     """A ``pyarrow.Schema``."""
     pyarrow = library("pyarrow", "an Arrow schema")
+    _refuse_code(pyarrow, data)
     return library("pyarrow.ipc", "an Arrow schema").read_schema(pyarrow.py_buffer(bytes_that_came(data)))
 
 

@@ -272,6 +272,8 @@ def test_parts_that_do_not_fit() -> None:
         frames.restore_frame([("numpy", numpy.arange(3))], index, pandas.Index(["a"]), {})
     with pytest.raises(DecodeError, match="no array of the kind 'nonsense'"):
         frames.restore_series(("nonsense",), index, None, {})
+    with pytest.raises(DecodeError, match="no time zone is called 'dateutil//etc/localtime'"):
+        frames.restore_timestamp(numpy.datetime64(0, "s"), "dateutil//etc/localtime")
     with pytest.raises(ValueError, match="codes need to be"):
         frames.restore_series(("categorical", numpy.array([0, 9]), pandas.Index(["a"]), False), index, None, {})
 

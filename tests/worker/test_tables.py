@@ -237,6 +237,19 @@ def test_streams_that_lie() -> None:
         tables.restore_table(buffer, 7)
 
 
+def test_types_that_are_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old versions of pyarrow would run code to load them; there, they are refused before it looks."""
+    marked = pyarrow.field("a", "int64", metadata={"ARROW:extension:name": "arrow.py_extension_type"})
+    table = pyarrow.table([[1]], schema=pyarrow.schema([marked]))
+    assert passed(table).num_rows == 1
+    assert passed(table.schema).equals(table.schema)
+    monkeypatch.setattr(pyarrow, "__version__", "14.0.0")
+    for value in (table, table.schema, table.to_batches()[0]):
+        with pytest.raises(DecodeError, match=r"an Arrow type that pyarrow 14\.0\.0 would run code for"):
+            passed(value)
+    assert passed(TABLE).equals(TABLE)
+
+
 # -- polars ----------------------------------------------------------------------------------------------------------
 
 FRAME = polars.DataFrame(
