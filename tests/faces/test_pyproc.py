@@ -493,6 +493,35 @@ def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def test_large_requests_sent_ahead_wait_with_their_sender(worker: Worker, caller: Caller, tmp_path: Path) -> None:
+    path = tmp_path / "told"
+    sent: list[int] = []
+
+    def send() -> None:
+        for _ in range(20):
+            sent.append(caller.request("size", {"data": "x" * 5_000_000}))
+
+    caller.request("until_told", {"path": str(path)})
+    began(path)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+
+        def is_still() -> bool:
+            before = len(sent)
+            threading.Event().wait(0.3)
+            return len(sent) == before >= 2
+
+        until(is_still, what="the sender to be held up")
+        assert len(sent) <= 5
+    finally:
+        path.touch()
+    assert caller.reply()["body"] == {"done": True}
+    for _ in range(20):
+        assert caller.reply()["body"] == 5_000_000
+    sender.join()
+
+
 def test_without_free_descriptors_those_who_are_there_are_served(python: str, folder: Path) -> None:
     program = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n" + PROGRAM
     with running(python, program, folder) as worker, worker.caller() as first:
@@ -793,7 +822,7 @@ def test_the_same_file_is_a_service_of_atoll(folder: Path) -> None:
 
 
 def test_the_worker_of_a_program_that_was_killed_ends_when_the_next_takes_its_place(python: str, folder: Path) -> None:
-    program = "from atoll_worker.faces import pyproc\n\npyproc._LOOK_AROUND = 0.02\n" + PROGRAM
+    program = "from atoll_worker.faces import pyproc_server\n\npyproc_server._LOOK_AROUND = 0.02\n" + PROGRAM
     (folder / "s_worker.py").write_text(program)
     starter = folder / "starter.py"
     starter.write_text(
