@@ -155,9 +155,11 @@ def _reduce_storage(value: Storage, carrier: Carrier) -> Reduced:
 
 
 def _reduce_tensor(value: Any, carrier: Carrier) -> Reduced:
+    torch = sys.modules["torch"]
+    if not hasattr(value, "untyped_storage"):
+        raise Unsupported(value, f"of torch {torch.__version__}; 2.0 or later is needed, or pass x.numpy()")
     if value.is_nested:
         raise Unsupported(value, "nested; pass x.unbind()")
-    torch = sys.modules["torch"]
     if value.layout is not torch.strided:
         raise Unsupported(value, f"of layout {value.layout}; pass x.to_dense(), or its indices and values")
     device = value.device.type
@@ -222,6 +224,10 @@ def restore_tensor(
     torch = installed("torch", "a tensor of torch")
     if torch is None:
         return _restore_without_torch(storage, dtype, itemsize, offset, shape, strides)
+    if not hasattr(torch.Tensor, "untyped_storage"):
+        raise DecodeError(
+            f"a tensor came, but torch {torch.__version__} of this side is too old; add torch>=2 to its dependencies"
+        )
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise DecodeError(f"a tensor of dtype {dtype} came, which torch {torch.__version__} of this side does not have")

@@ -13,6 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import atoll_worker
+from atoll_worker.adapters import Unsupported
 from atoll_worker.array_buffer import ArrayBuffer
 from atoll_worker.arrays import Carrier
 from atoll_worker.errors import DecodeError
@@ -31,6 +33,7 @@ from atoll_worker.tensors import (
     Storage,
     StoragePart,
     _part_for,
+    _reduce_tensor,
     restore_name,
     restore_parameter,
     restore_size,
@@ -194,6 +197,21 @@ def test_what_needs_torch_says_so() -> None:
         restore_name("dtype", "float32")
     assert restore_size((1, 2)) == (1, 2)
     assert restore_parameter("data", True) == "data"
+
+
+def test_a_torch_that_is_too_old_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On either side."""
+
+    class Tensor:
+        __module__ = "torch"
+
+    old = types.ModuleType("torch")
+    old.Tensor, old.__version__ = Tensor, "1.13.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", old)
+    with pytest.raises(DecodeError, match=r"torch 1\.13\.1 of this side is too old; add torch>=2"):
+        restore_tensor(storage(), "float32", 4, 0, (2,), (1,))
+    with pytest.raises(Unsupported, match=r"of torch 1\.13\.1; 2\.0 or later is needed"):
+        _reduce_tensor(Tensor(), Notebook())
 
 
 def test_a_storage_is_found_again() -> None:
