@@ -161,6 +161,21 @@ assert fill(tensor.t(), out=target) == 6 * 200_000
 assert target.sum() == 6 * 200_000
 assert fill(tensor[5:15, ::4], out=target[100:110, :100]) == 6 * 1000
 assert atoll.memory().copies == copies
+# A result is one piece of shared memory, passed on as it is, and given back with its last view.
+del parameter, arrived
+one, two = double(torch.ones(400_000)[:300_000], torch.ones(400_000))
+views = same([torch.ones(400_000)] * 2) + [one, two]
+copies, borrowed = atoll.memory().copies, atoll.memory().borrowed
+assert borrowed == 3, borrowed
+same(views)
+assert atoll.memory().copies == copies
+view = views.pop()[5:10]
+del one, two
+views.clear()
+assert atoll.memory().borrowed == 1
+assert view.tolist() == [2.0] * 5
+del view
+assert atoll.memory().borrowed == 0
 plain = torch.zeros(30)
 assert fill(torch.ones(30), out=plain) == 60
 assert plain.sum() == 60
