@@ -68,22 +68,18 @@ class Proxy:
     Where the object lives, and its number there, are in ``_lending`` and ``_number``.
     """
 
-    __slots__ = ("__weakref__", "_lending", "_number", "_received")
+    __slots__ = ("__weakref__", "_lending", "_loan", "_number")
     _kind = OBJECT
 
     def __init__(self, lending: Lending, number: int) -> None:
         self._lending = lending
         self._number = number
-        self._received = 1
-
-    def __del__(self) -> None:
-        self._let_go()
+        self._loan: Optional[_Loan] = None
 
     def _let_go(self) -> None:
-        """Give it back now. Idempotent."""
-        received, self._received = getattr(self, "_received", 0), 0
-        if received:
-            self._lending.forget(self, received)
+        """Give it back now, not only when it is collected. Idempotent."""
+        if self._loan is not None:
+            self._lending.end(self._loan)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._number} of {self._lending.whose}>"
@@ -225,6 +221,18 @@ class RemoteIterator(Proxy):
         self._ask("close")
 
 
+class _Loan:
+    """What is known of a proxy: kept by it, and told by a weak reference of its end. Not by ``__del__``, during which
+    another thread may still find it, and go on to use it."""
+
+    __slots__ = ("number", "proxy", "received")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.received = 1
+        self.proxy: Any = None
+
+
 class _Lent:
     __slots__ = ("count", "number", "owner", "value")
 
@@ -257,7 +265,7 @@ class Lending:
         self._next = 1
         self._lent: Dict[int, _Lent] = {}
         self._by_id: Dict[int, _Lent] = {}
-        self._borrowed: Dict[int, Any] = {}  # number -> weak reference to its proxy
+        self._borrowed: Dict[int, _Loan] = {}
         self._returning: List[Proxy] = []  # once for each time that one is on its way home in a result
 
     # -- to be given by the side -----------------------------------------------------------------------------
@@ -413,18 +421,28 @@ class Lending:
             raise DecodeError(f"{kind!r} is not a kind of reference")
         with self._lock:
             known = self._borrowed.get(number)
-            proxy: Optional[Proxy] = known() if known is not None else None
+            proxy: Optional[Proxy] = known.proxy() if known is not None else None
             if proxy is None:
                 proxy = make(self, number)
-                self._borrowed[number] = weak_reference(proxy)
+                proxy._loan = self._borrowed[number] = loan = _Loan(number)
+                owner = weak_reference(self)
+                loan.proxy = weak_reference(proxy, lambda _: _collected(owner, loan))
             else:
-                proxy._received += 1
+                assert known is not None
+                known.received += 1
             return proxy
 
-    def forget(self, proxy: Proxy, received: int) -> None:
+    def end(self, loan: _Loan) -> None:
         """A proxy was collected, or will not be used any more."""
         # Not under the lock: a collection may happen while this very thread holds it.
-        known = self._borrowed.get(proxy._number)
-        if known is not None and known() in (None, proxy):
-            self._borrowed.pop(proxy._number, None)
-        self.give_back(proxy._number, received)
+        received, loan.received = loan.received, 0
+        if self._borrowed.get(loan.number) is loan:
+            self._borrowed.pop(loan.number, None)
+        if received:
+            self.give_back(loan.number, received)
+
+
+def _collected(owner: Any, loan: _Loan) -> None:
+    lending: Optional[Lending] = owner()
+    if lending is not None:
+        lending.end(loan)

@@ -78,8 +78,8 @@ class HostLending(Lending):
     def renew_locks(self) -> None:
         """In a forked child: threads of the parent may have held them."""
         self._lock = threading.Lock()
-        for reference in list(self._borrowed.values()):
-            proxy = reference()
+        for loan in list(self._borrowed.values()):
+            proxy = loan.proxy()
             if isinstance(proxy, Stream):
                 proxy.renew_lock()
 
