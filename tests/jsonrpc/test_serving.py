@@ -630,6 +630,24 @@ def test_closed_streams(service: Path) -> None:
     assert b"standard input and output are needed" in done.stderr
 
 
+def test_every_request_is_answered_once_whatever_happens(service: Path) -> None:
+    """Workers die, functions raise, calls are given up, all at the same time."""
+    with serving(service, "--workers", "2") as peer:
+        kinds = [("same", [1]), ("die", [1]), ("fail", ["own"]), ("hang", []), ("count", [3]), ("nowhere", [])]
+        for number in range(60):
+            method, params = kinds[number % len(kinds)] if number % 20 else ("hang", [])
+            if method == "die" and number > 10:
+                method, params = "same", [number]
+            peer.request(method, params, number=number)
+            if method == "hang":
+                peer.notify("$/cancelRequest", {"id": number})
+        answers = [peer.read() for _ in range(60)]
+        assert sorted(one["id"] for one in answers) == list(range(60))
+        assert {one["error"]["code"] for one in answers if "error" in one} >= {-32000, -32011, -32601, -32800}
+        assert peer.result("add", [1]) == 1
+        assert peer.end() == 0
+
+
 def test_many_requests(service: Path) -> None:
     with serving(service, "--workers", "2") as peer:
         for number in range(300):
