@@ -7,7 +7,8 @@ the other side can never import or run code. What always holds here:
 
 * A closed list of types crosses, by value: None, bool, int, float, complex, str, bytes, bytearray, tuple, list, dict,
   set, frozenset, range, slice, Ellipsis, date, time, datetime, timedelta, timezone, ZoneInfo, Decimal, Fraction, UUID,
-  paths, numpy arrays and scalars, and what was given to ``registry.register``.
+  paths, what was given to ``registry.register``, and what ``arrays`` finds a room for: arrays, tensors, tables, frames,
+  images, and plain memory.
 * With a ``Lending``, iterators, ``ref(x)`` and callables among arguments cross as references, in the same places.
 * The bytes mean the same on every Python from 3.9 on, and with numpy 1 and 2, whoever wrote them.
 * References are kept: the same list twice is one list again, and a list may hold itself.
@@ -458,6 +459,8 @@ def explain_unencodable(error: BaseException, parts: Sequence[Tuple[str, Any]]) 
         return _explain(error, parts)
     except Exception as strange:
         labels = ", ".join(label for label, _ in parts)
+        if isinstance(strange, RecursionError):
+            return EncodeError(f"{labels} cannot be passed: the recursion that leads here is too deep for that")
         name = type.__dict__["__name__"].__get__(type(strange))  # whatever a metaclass makes of it
         return EncodeError(f"{labels} cannot be passed by value, and looking for the reason raised {name}")
 
@@ -525,6 +528,8 @@ def _instead_of(cls: type) -> Optional[str]:
     if any(base.__module__.partition(".")[0] == "numpy" and base.__name__ == "ndarray" for base in cls.__mro__[1:]):
         return ".filled() and .mask" if cls.__name__ == "MaskedArray" else "numpy.asarray(x)"
     for base in cls.__mro__[1:]:
+        if base.__module__ == "_ctypes" and base.__name__ == "Array":
+            return "memoryview(x)"
         if base.__module__.partition(".")[0] == "pandas" and base.__name__ in ("DataFrame", "Series"):
             return f"pandas.{base.__name__}(x)"
     if any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__):
