@@ -201,6 +201,10 @@ def _refuse_reader(value: Any, carrier: Carrier) -> Reduced:
     raise Unsupported(value, "a stream of record batches is used up by reading; x.read_all() can be passed")
 
 
+def _refuse_scalar(value: Any, carrier: Carrier) -> Reduced:
+    raise Unsupported(value, "x.as_py() can be passed")
+
+
 # -- polars --------------------------------------------------------------------------------------------------------
 
 
@@ -305,4 +309,6 @@ def reducer_of(cls: type) -> Optional[Reducer]:
                 return _reduce_array
             if base.__qualname__ == "Buffer":
                 return _reduce_buffer
+            if base.__qualname__ == "Scalar":
+                return _refuse_scalar
     return None

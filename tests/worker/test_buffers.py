@@ -7,6 +7,7 @@ import array
 import ctypes
 import mmap
 from collections.abc import Iterator
+from pickle import PickleBuffer
 from typing import Any
 
 import numpy
@@ -101,7 +102,14 @@ def test_views_that_cannot_cross() -> None:
     released.release()
     assert refusal({"a": released}) == "result['a']: memoryview cannot be passed by value (which was released)"
     assert "of shape (0, 3)" in refusal(memoryview(numpy.zeros((0, 3))))
-    assert "cannot be passed by value" in refusal((ctypes.c_int * 3)())
+    assert refusal((ctypes.c_int * 3)()).endswith("cannot be passed by value; return memoryview(x)")
+
+
+def test_pickle_buffers() -> None:
+    """They arrive as memory with the same bytes, of whichever type that has."""
+    for size in SIZES:
+        for memory in (bytes(size), bytearray(size)):
+            assert bytes(passed([PickleBuffer(memory)])[0]) == memory
 
 
 @pytest.fixture

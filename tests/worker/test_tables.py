@@ -206,7 +206,7 @@ def test_what_cannot_cross() -> None:
     """Readers, scalars: with words."""
     reader = pyarrow.RecordBatchReader.from_batches(TABLE.schema, TABLE.to_batches())
     assert "x.read_all() can be passed" in refusal([reader])
-    assert "pyarrow.lib.Int64Scalar cannot be passed by value" in refusal(pyarrow.scalar(1))
+    assert refusal(pyarrow.scalar(1)).endswith("Int64Scalar cannot be passed by value (x.as_py() can be passed)")
 
 
 def test_streams_that_lie() -> None:
