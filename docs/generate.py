@@ -35,6 +35,14 @@ SECTIONS: list[tuple[str, Any, list[str]]] = [
     ),
     ("Services of one object", atoll, ["ServiceClient", "ServicePool"]),
     ("Values", atoll, ["register"]),
+    (
+        "Arrays",
+        atoll,
+        [
+            *("empty", "asarray", "memory", "MemoryStatus", "set_memory_budget", "trim_memory"),
+            *("ArrayBuffer", "DeviceArray"),
+        ],
+    ),
     ("What stays where it is", atoll, ["ref", "RemoteObject", "ProxiedSingleton", "local"]),
     ("Tracing", atoll, ["traceparent"]),
     ("Manifests", atoll, ["ServiceSpec", "Restart", "Breaker", "Recycle", "Sandbox"]),
@@ -43,7 +51,8 @@ SECTIONS: list[tuple[str, Any, list[str]]] = [
         atoll_worker,
         [
             *("expose", "Service", "ServiceBase", "register", "host", "ref", "ProxiedSingleton", "local"),
-            *("cancelled", "Cancelled", "progress", "log", "traceparent", "run_worker"),
+            *("cancelled", "Cancelled", "progress", "log", "traceparent", "run_worker", "empty", "asarray"),
+            *("ArrayBuffer", "DeviceArray", "SegmentsExhausted"),
         ],
     ),
 ]
