@@ -463,12 +463,14 @@ _PROTOCOLS = {
 # The restorers of the rooms loaded so far.
 _room_restorers: Set[Callable[..., Any]] = set()
 _found: Dict[type, Reducer] = {}
+# What is often lent, and would be looked at in vain each time.
+_NEVER = frozenset((type(lambda: 0), type(len), type([].append), type((lambda: (yield))())))
 
 
 def array_reducer_of(cls: type) -> Optional[Reducer]:
     """How arrays of this very class are taken apart, or None if it is not one of an array."""
     reducer = _found.get(cls)
-    if reducer is None:
+    if reducer is None and cls not in _NEVER:
         module = cls.__module__
         if type(module) is not str:
             return None
