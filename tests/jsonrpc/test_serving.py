@@ -563,6 +563,19 @@ def test_a_signal_ends_it_though_nobody_reads(service: Path) -> None:
         assert peer.process.wait(30) == 128 + signal.SIGTERM
 
 
+def test_a_signal_ends_it_after_the_end_of_the_stream(service: Path) -> None:
+    """All was called, and nobody reads the last answer."""
+    with serving(service) as peer:
+        assert peer.result("nothing") is None
+        (worker,) = children_of(peer.process.pid)
+        peer.request("same", ["x" * 3_000_000])
+        assert peer.stdout.read(1) == b"C"
+        peer.stdin.close()
+        peer.process.send_signal(signal.SIGTERM)
+        assert peer.process.wait(30) == 128 + signal.SIGTERM
+        until_gone(worker)
+
+
 def test_who_asked_is_gone(service: Path) -> None:
     with serving(service) as peer:
         assert peer.result("nothing") is None

@@ -36,10 +36,8 @@ _READ_SIZE = 1 << 16
 # Bytes that may wait to be written before a stream waits for whoever reads.
 _MOST_WAITING = 1 << 20
 
-# Seconds between two looks whether somebody waits for the last answers.
+# Seconds between two looks whether somebody waits for the last answers; and for them to be written after a signal.
 _LOOK_AGAIN = 0.5
-# Seconds for what is left to be written once a signal said to end.
-_LAST_WORDS = 1.0
 
 # What a caller of the Language Server Protocol's adds to the parameters to be told of progress, and given items early.
 _PROGRESS_TOKEN = "workDoneToken"  # noqa: S105
@@ -85,6 +83,7 @@ class Session:
         self._by_id: dict[tuple[type, Id], asyncio.Task[Any]] = {}
         self._ended = asyncio.Event()
         self._status = 0
+        self._is_given_up = False
 
     async def run(self, read_from: int, write_to: int) -> int:
         """As ``serve``."""
@@ -94,24 +93,25 @@ class Session:
             loop.add_signal_handler(number, self._end, 128 + number)
         threading.Thread(target=self._read, args=(read_from, loop), name="atoll-jsonrpc-read", daemon=True).start()
         await self._ended.wait()
-        if self._status >= 128 or self._out.is_broken:
-            for task in self._tasks:
-                task.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=_LOOK_AGAIN)
             if self._tasks and self._out.has_no_reader():
                 self._end(1)
-        # Who was told to end does not wait for somebody who does not read.
-        await asyncio.to_thread(self._out.close, _LAST_WORDS if self._status >= 128 else None)
+        self._out.finish()
+        while await asyncio.to_thread(self._out.is_writing, _LOOK_AGAIN):
+            if self._status >= 128:
+                break  # who was told to end does not wait for somebody who does not read
         return self._status
 
     def _end(self, status: int) -> None:
         """Take no more requests; those that are on their way are given up if a signal said so, or nobody listens."""
-        if not self._ended.is_set():
+        is_signal = status >= 128
+        if is_signal or not self._ended.is_set() or self._out.is_broken:
             self._status = status
-            self._ended.set()
-        elif status >= 128 or self._out.is_broken:
-            self._status = status
+        self._ended.set()
+        # Once: who is asked again is not given the time to end in order. A second signal means just that.
+        if is_signal or (self._out.is_broken and not self._is_given_up):
+            self._is_given_up = True
             for task in self._tasks:
                 task.cancel()
 
@@ -359,10 +359,14 @@ class _Writer:
         """Wait until little waits to be written."""
         await self._drained.wait()
 
-    def close(self, patience: float | None) -> None:
-        """Have the rest written, and wait for that, so many seconds; None for any. Not on the loop."""
+    def finish(self) -> None:
+        """Nothing more is to be written."""
         self._queue.put(None)
+
+    def is_writing(self, patience: float) -> bool:
+        """Whether something is left to be written after so many seconds. Not on the loop."""
         self._thread.join(patience)
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         while (data := self._queue.get()) is not None:
