@@ -7,6 +7,7 @@ import gc
 import os
 
 import atoll
+from atoll_worker.segments import store
 from atoll_worker.shared_memory import NAME
 from conditions import until
 
@@ -32,5 +33,20 @@ def until_given_back() -> atoll.MemoryStatus:
         status = atoll.memory()
         return not status.lent and not status.borrowed
 
-    until(is_back, what="everything to be given back")
+    try:
+        until(is_back)
+    except AssertionError:
+        raise AssertionError(
+            "\n".join(["what is still lent or borrowed:", str(atoll.memory()), *_borrowed()])
+        ) from None
     return atoll.memory()
+
+
+def _borrowed() -> list[str]:
+    """What this process has borrowed, and what keeps it."""
+    found = []
+    for held in filter(None, (reference() for reference in store._holds)):
+        keepers = [type(keeper).__name__ for keeper in gc.get_referrers(held)]
+        views = [type(two).__name__ for one in gc.get_referrers(held) for two in gc.get_referrers(one)]
+        found.append(f"of {held.loans.whose}: {len(held):,} bytes, kept by {keepers}, and these by {views}")
+    return found

@@ -216,7 +216,7 @@ class Cargo:
         for part in parts:
             if part.thing is not None or part.same >= 0:
                 continue
-            if part.length >= OWN_SEGMENT and own < _MOST_OWN:
+            if part.length >= OWN_SEGMENT and own < min(_MOST_OWN, store.most_borrowed):
                 own += 1
                 self._copy_into(_allocate(part.length, made), [part])
             else:

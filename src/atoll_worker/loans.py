@@ -155,6 +155,7 @@ class Loans:
     Attributes:
         is_trusted: the peer is the one that decides what runs here, so it will not change what was checked.
         on_forget: tells the peer that a segment is gone.
+        most_passed: segments that the peer is passed descriptors of; None for as many as this side itself would take.
     """
 
     def __init__(self, sock: socket, whose: str) -> None:
@@ -163,11 +164,13 @@ class Loans:
         self.whose = whose
         self.is_trusted = False
         self.on_forget: Callable[[int], None] = lambda number: None
+        self.most_passed: Optional[int] = None
         self._cells: Optional[mmap] = None  # of what is lent
         self._free_cells: List[int] = []
         self._used_cells = 0
         self._out: Dict[int, Any] = {}
         self._known: Set[int] = set()
+        self._passed_as: Dict[int, int] = {}  # where that is another number than the segment's own
         self._writable: Set[int] = set()  # of those known, what the other side can write to
         self._their_cells: Optional[mmap] = None  # of what is borrowed
         self._borrowed: Dict[int, Borrowed] = {}
@@ -206,9 +209,10 @@ class Loans:
             number, size, fd = borrowed.own_number, borrowed.size, borrowed.fd
         if number not in self._known:
             # The other side takes so many, and a few more: what is known of those it was told to forget.
-            if len(self._known) >= store.most_borrowed and not store.let_go_of_free(self._known):
+            most = store.most_borrowed if self.most_passed is None else self.most_passed
+            if len(self._known) >= most and not (store.let_go_of_free(self._known) or self._retract_one()):
                 raise CannotLend
-            self._pass(_SEGMENT, number, size, fd)
+            self._pass(_SEGMENT, self._passed_as.get(number, number), size, fd)
             self._known.add(number)
         if writable:
             self._writable.add(number)
@@ -222,7 +226,7 @@ class Loans:
         if type(thing) is Segment:
             thing.users += 1
         self._out[cell] = thing
-        return number, cell
+        return self._passed_as.get(number, number), cell
 
     def _open_ledger(self) -> None:
         try:
@@ -277,7 +281,17 @@ class Loans:
         if number in self._known:
             self._known.discard(number)
             self._writable.discard(number)
-            self.on_forget(number)
+            self.on_forget(self._passed_as.pop(number, number))
+
+    def _retract_one(self) -> bool:
+        """Have the other side let go of a segment that it does not use now, if there is one."""
+        unused = self._known.difference(_number_of(thing) for thing in self._out.values())
+        if unused:
+            number = min(unused)
+            self.retract(number)
+            # It may be passed again before the other side has heard of this.
+            self._passed_as[number] = store.next_number()
+        return bool(unused)
 
     def lent(self) -> List[Tuple[Any, int]]:
         """What is lent now, and the bytes of each."""
@@ -416,6 +430,7 @@ class Loans:
         if borrowed.own_number:
             for peer in store._living_peers():
                 peer.retract(borrowed.own_number)
+            borrowed.own_number = 0  # should it be lent on again: the others may not have heard yet
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -460,4 +475,9 @@ def _give_back(held: Any) -> None:
         else:
             mapping.renew()
             borrowed.idle.append(mapping)
+            if borrowed.forgotten:  # meanwhile
+                try:
+                    store.put_away(borrowed.idle.pop())
+                except IndexError:
+                    pass
     loans._end(held.cell)

@@ -247,7 +247,14 @@ class Store:
             self._destroy(min(self._free, key=_freed_at))
         if self.size + needed > self.budget:
             return None
-        segment = Segment(self.next_number(), needed)
+        try:
+            segment = Segment(self.next_number(), needed)
+        except OSError:
+            if not self._free:
+                raise
+            while self._free:  # each has two descriptors
+                self._destroy(self._free[-1])
+            segment = Segment(self.next_number(), needed)
         self.created += 1
         self.size += needed
         self._segments[segment.number] = segment
@@ -299,7 +306,7 @@ class Store:
                 self._free_count += 1
                 segment.freed_at = self._free_count
                 self._free.append(segment)
-        while self._free and self.size > self.budget:
+        while self._free and (self.size > self.budget or len(self._free) > self.most_borrowed):
             self._destroy(min(self._free, key=_freed_at))
 
     def let_go_of_free(self, numbers: Set[int]) -> bool:
@@ -513,15 +520,18 @@ def _is_on_loop() -> bool:
     return events is not None and events._get_running_loop() is not None
 
 
+def share_of_files(files: int) -> int:
+    """How many segments of others, or free ones, a process keeps that may open so many files: each takes two."""
+    return max(8, min(files // 8, 4096)) if files > 0 else 4096
+
+
 def _most_borrowed() -> int:
-    """An eighth of the files this process may open, at least 16."""
     try:
         import resource
 
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return share_of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     except (ImportError, OSError, ValueError):
         return 16
-    return max(16, min(files // 8, 4096)) if files > 0 else 4096
 
 
 def _quarter_of_memory() -> int:

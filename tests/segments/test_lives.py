@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -345,7 +345,10 @@ class Lives(RuleBasedStateMachine):
         until_given_back()
         atoll.trim_memory()
         for service, workers in services:
-            until(lambda service=service, workers=workers: self.have_nothing(service, workers))
+            try:
+                until(lambda service=service, workers=workers: self.have_nothing(service, workers))
+            except AssertionError:
+                raise AssertionError(f"what is left: {self.everyone(service, workers, 'figures_and_meet')}") from None
         until(lambda: len(segment_descriptors()) <= LEDGERS * (self.workers + 1), what="the descriptors of the host")
 
     def have_nothing(self, service: Any, workers: int) -> bool:
@@ -365,6 +368,7 @@ def test_lives_in_any_order(service_file: Path, everyone: Callable[..., list[Any
         max_examples=max(3, round(SECONDS)),
         stateful_step_count=25,
         deadline=None,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],  # what fails waits long: it is not made smaller
         suppress_health_check=list(HealthCheck),
     )
     case("runTest").runTest()

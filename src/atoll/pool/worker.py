@@ -121,6 +121,7 @@ class Worker:
         self._outbox: Outbox | None = None
         self._loans: Loans | None = None
         self._loans_lock = Lock()
+        self._open_files: int | None = None
         lending.worker = self
 
     # -- starting --------------------------------------------------------------------------------------------
@@ -137,6 +138,7 @@ class Worker:
             EnvironmentDrift: it would load a pinned package from outside its environment.
         """
         deadline = time.monotonic() + plan.start_timeout
+        self._open_files = None if plan.limits is None else plan.limits.open_files
         spin = os.environ.get("ATOLL_SPIN", "1") != "0"
         use_lane = os.environ.get("ATOLL_LANE", "1") != "0"
         process = None if preloaded is None else self._fork(plan, preloaded, use_lane, spin)
@@ -332,10 +334,13 @@ class Worker:
         with self._loans_lock:
             if self._loans is None:
                 from atoll_worker.loans import Loans
+                from atoll_worker.segments import share_of_files
 
                 assert self.process is not None
                 self._loans = Loans(self.process.descriptors, f"a worker of {self.service!r} (pid {self.pid})")
                 self._loans.on_forget = self._forget
+                if self._open_files is not None:
+                    self._loans.most_passed = share_of_files(self._open_files)
             return self._loans
 
     def _forget(self, number: int) -> None:
