@@ -27,7 +27,7 @@ from atoll_worker.adapters import Unsupported
 from atoll_worker.cuda import restore_cuda_array
 from atoll_worker.device_array import DeviceArray
 from atoll_worker.errors import DecodeError, EncodeError
-from atoll_worker.references import Lending, RemoteObject
+from atoll_worker.references import OBJECT, Lending, RemoteObject
 from atoll_worker.values import Encoder
 from conditions import until, until_gone
 
@@ -319,7 +319,7 @@ def test_it_is_unmapped_before_it_is_given_back(driver: Any, service: atoll.Serv
 def test_what_is_still_mapped_is_not_given_back(driver: Any, foreign: bytes) -> None:
     class Watching(Lending):
         def __init__(self) -> None:
-            super().__init__("a peer", {}, str)
+            super().__init__("a peer", {OBJECT: RemoteObject}, str)
             self.seen: list[tuple[int, int]] = []
 
         def give_back(self, number: int, received: int) -> None:
@@ -327,10 +327,10 @@ def test_what_is_still_mapped_is_not_given_back(driver: Any, foreign: bytes) -> 
 
     peer = Watching()
     memory = stand_in.DEVICES[0], b"o" * 16, 4096, foreign, 0, False
-    first = restore_cuda_array("", "<f8", (4,), (8,), memory, RemoteObject(peer, 1))
-    within = restore_cuda_array("", "<f8", (2,), (8,), memory, RemoteObject(peer, 2))
+    first = restore_cuda_array("", "<f8", (4,), (8,), memory, peer.borrow(OBJECT, 1))
+    within = restore_cuda_array("", "<f8", (2,), (8,), memory, peer.borrow(OBJECT, 2))
     assert peer.seen == [(2, 1)], "the first loan keeps it"
-    wider = restore_cuda_array("", "<f8", (8,), (8,), memory, RemoteObject(peer, 3))
+    wider = restore_cuda_array("", "<f8", (8,), (8,), memory, peer.borrow(OBJECT, 3))
     del first
     gc.collect()
     assert len(peer.seen) == 1, "there is a view of it"
@@ -632,15 +632,20 @@ class Peer(Lending):
     """Where a proxy comes from; writes down what is given back."""
 
     def __init__(self, given_back: list[int]) -> None:
-        super().__init__("a peer", {}, str)
+        super().__init__("a peer", {OBJECT: RemoteObject}, str)
         self.given_back = given_back
 
     def give_back(self, number: int, received: int) -> None:
         self.given_back.append(number)
 
 
-def proxy(given_back: list[int]) -> RemoteObject:
-    return RemoteObject(Peer(given_back), 1)
+def proxy(given_back: list[int]) -> Any:
+    # A peer outlives what it lends, as a worker's does: with it, nothing would be given back to anybody.
+    peers.append(Peer(given_back))
+    return peers[-1].borrow(OBJECT, 1)
+
+
+peers: list[Peer] = []
 
 
 @pytest.fixture
