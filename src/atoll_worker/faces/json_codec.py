@@ -57,44 +57,64 @@ class Codec:
         return payload
 
 
-def _standard() -> Made:
-    import json
-    from json import encoder
+class _Rules:
+    """How the standard library's compiled reader is to read; the same as ``json.JSONDecoder``'s, but strict."""
 
-    def refuse(constant: str) -> NoReturn:
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+
+    @staticmethod
+    def parse_constant(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
+
+
+def _standard() -> Made:
+    """The compiled parts alone. Around them, ``json.dumps`` makes an encoder anew for each value, which for a small one
+    takes longer than writing it (benchmarks/pyproc_wire.py), and ``json`` itself takes milliseconds to import."""
+    try:
+        import _json
+
+        scan = _json.make_scanner(_Rules)  # type: ignore[arg-type]  # it asks for no more than these attributes
+        pieces = _json.make_encoder(None, _unknown, _json.encode_basestring, None, ":", ",", False, False, False)
+        if "".join(pieces([1.5, "é", None], 0)) != '[1.5,"é",null]' or scan('{"a":[1.5]}', 0) != ({"a": [1.5]}, 11):
+            raise NotImplementedError
+    except Exception:  # a Python whose parts are other ones
+        import json
+
+        return (
+            STANDARD,
+            lambda value: json.dumps(value, allow_nan=False, separators=(",", ":")).encode(),
+            lambda payload: json.loads(str(payload, "utf-8"), parse_constant=_Rules.parse_constant),
+        )
 
     def write(value: Any) -> bytes:
         try:
             return "".join(pieces(value, 0)).encode()
         except UnicodeEncodeError:  # half a pair of surrogates has an escape, but no UTF-8
+            import json
+
             return json.dumps(value, allow_nan=False).encode()
-
-    plain = encoder.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    # `json.dumps` makes both the encoder and its compiled part anew for each value, which for a small one takes longer
-    # than writing it (benchmarks/pyproc_wire.py).
-    make = getattr(encoder, "c_make_encoder", None)
-    pieces: Callable[[Any, int], Any] = lambda value, level: plain.encode(value)  # noqa: E731
-    if make is not None:
-        try:
-            compiled = make(None, plain.default, encoder.encode_basestring, None, ":", ",", False, False, False)
-            if "".join(compiled([1.5, "é", None], 0)) == '[1.5,"é",null]':
-                pieces = compiled
-        except Exception:
-            pass  # a Python whose parts are other ones
-
-    strict = json.JSONDecoder(parse_constant=refuse)
-    scan: Callable[[str, int], Any] = strict.scan_once  # type: ignore[attr-defined]  # since Python 3.0
 
     def read(payload: Bytes) -> Any:
         text = str(payload, "utf-8")
         try:
             value, end = scan(text, 0)
         except StopIteration:
-            return strict.decode(text)  # white space first, or an error that says where
-        return value if end == len(text) else strict.decode(text)
+            end = -1
+        if end == len(text):
+            return value
+        import json  # white space before or behind it, or an error that says where
+
+        return json.loads(text, parse_constant=_Rules.parse_constant)
 
     return STANDARD, write, read
+
+
+def _unknown(value: Any) -> NoReturn:
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
 
 
 def _orjson() -> Made:

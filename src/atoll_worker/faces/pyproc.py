@@ -12,8 +12,8 @@ never taken away; and no socket of this worker's is left when it ends in order. 
 from __future__ import annotations
 
 import os
-import socket
 import sys
+from _socket import AF_UNIX, SOCK_STREAM, socket  # `socket` itself would import `enum`
 
 from .. import context
 from ..errors import AtollError
@@ -60,9 +60,7 @@ def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = No
     codec = Codec(codec_type or os.environ.get(CODEC_VARIABLE) or AUTOMATIC)
     if context.is_worker():
         raise AtollError("this program is served by atoll already: call run_worker() under `if __name__ == '__main__'`")
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main_thread():
         raise AtollError("run_worker() serves on the main thread, and this is another")
     _set_log_level(os.environ.get(LOG_VARIABLE))
     table = table_of_program(sys.modules["__main__"])
@@ -75,10 +73,21 @@ def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = No
         table.tear_down()
 
 
+def _is_main_thread() -> bool:
+    import _signal  # type: ignore[import-not-found]  # `signal` would import `enum`, and `threading` takes a millisecond
+
+    try:
+        _signal.set_wakeup_fd(_signal.set_wakeup_fd(-1))  # left as it is, where that is allowed at all
+    except ValueError:
+        return False
+    return True
+
+
 def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
     server = Server(table, codec)
     try:
-        with _Signals(server), _listen(path) as listener:  # who can connect, can also end it
+        with _Signals(server):
+            listener = _listen(path)  # from now on somebody can connect, and also end it
             place = _Place(path)
             say("listening at %s, JSON by %s, functions: %s", path, codec.name, ", ".join(sorted(server.functions)))
             try:
@@ -86,6 +95,7 @@ def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
             except Stop:
                 pass
             finally:
+                listener.close()
                 place.unlink()
     finally:
         server.close()
@@ -140,13 +150,13 @@ def _set_log_level(name: Optional[str]) -> None:
 # -- the socket ----------------------------------------------------------------------------------------------------
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str) -> socket:
     """A socket that listens at ``path``, for this user only.
 
     Raises:
         OSError: as ``run_worker``.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket(AF_UNIX, SOCK_STREAM)
     try:
         _clear(path)
         before = os.umask(0o177)  # it never exists with other permissions, not even for a moment
@@ -178,25 +188,25 @@ def _clear(path: str) -> None:
         return  # binding says what is wrong, if something is
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "something stands here that is no socket, so it is left alone", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    probe = socket(AF_UNIX, SOCK_STREAM)
+    try:
         probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            pass  # so many wait to be accepted that nobody else may: somebody lives
-        except ConnectionRefusedError:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise FileExistsError(
-                errno.EEXIST, f"a socket stands here that is not ours ({error.strerror})", path
-            ) from None
-    raise FileExistsError(errno.EEXIST, "a worker listens here already; give each a path of its own", path)
+        probe.connect(path)
+        words = "a worker listens here already; give each a path of its own"
+    except BlockingIOError:
+        words = "a worker listens here already, and so many wait for it that nobody else may"
+    except ConnectionRefusedError:
+        words = ""
+    except OSError as error:
+        words = f"a socket stands here that is not ours ({error.strerror})"
+    finally:
+        probe.close()
+    if words:
+        raise FileExistsError(errno.EEXIST, words, path)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # somebody was faster
 
 
 class _Signals:
@@ -207,17 +217,17 @@ class _Signals:
         self._before: List[Tuple[int, Any]] = []
 
     def __enter__(self) -> None:
-        import signal
+        import _signal
 
         # SIGINT also where it is ignored, as in what a shell started in the background: pyproc's clients send it.
         for number, ours in (
-            (signal.SIGINT, (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL)),
-            (signal.SIGTERM, (signal.SIG_DFL,)),
+            (_signal.SIGINT, (_signal.default_int_handler, _signal.SIG_IGN, _signal.SIG_DFL)),
+            (_signal.SIGTERM, (_signal.SIG_DFL,)),
         ):
-            before = signal.getsignal(number)
+            before = _signal.getsignal(number)
             if before in ours:
                 self._before.append((number, before))
-                signal.signal(number, self._stop)
+                _signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: Any) -> None:
         server = self._server
@@ -227,7 +237,7 @@ class _Signals:
             raise Stop("the worker was told to end")
 
     def __exit__(self, *_: object) -> None:
-        import signal
+        import _signal
 
         for number, before in self._before:
-            signal.signal(number, before)
+            _signal.signal(number, before)

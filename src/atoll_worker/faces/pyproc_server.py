@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import sys
+from _socket import AF_UNIX, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET, socket  # `socket` itself would import `enum`
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
 from time import monotonic
@@ -115,7 +115,7 @@ class Connection:
         *("unsent", "waiting"),
     )
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.reader = FrameReader()
@@ -254,7 +254,7 @@ class Server:
 
     # -- the main thread -------------------------------------------------------------------------------------
 
-    def serve(self, listener: socket.socket, is_forgotten: Callable[[], bool]) -> None:
+    def serve(self, listener: socket, is_forgotten: Callable[[], bool]) -> None:
         """Answer calls until the worker is told to end.
 
         Args:
@@ -434,7 +434,7 @@ class Server:
         """Take in who waits."""
         while True:
             try:
-                sock, _ = self._listener.accept()
+                fd, _ = self._listener._accept()  # type: ignore[attr-defined]  # what `socket.accept` is made of
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -445,9 +445,10 @@ class Server:
                 self._is_accepting = False
                 self._poller.modify(self._listener.fileno(), 0)
                 return
+            sock = socket(AF_UNIX, SOCK_STREAM, 0, fileno=fd)
             sock.setblocking(False)
             try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+                sock.setsockopt(SOL_SOCKET, SO_SNDBUF, _SEND_BUFFER)
             except OSError:
                 pass  # replies of some size take more steps
             connection = Connection(sock)
