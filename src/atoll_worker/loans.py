@@ -89,6 +89,13 @@ class Borrowed:
         self.shared: Optional[mmap] = None
         self.forgotten = False
 
+    def retract(self) -> None:
+        """Those whom it was lent on to let go of it, too, once they do not use it. With the store's lock held."""
+        number, self.own_number = self.own_number, 0  # lent on again, it has a new one: they may not have heard yet
+        if number:
+            for peer in store._living_peers():
+                peer.retract(number)
+
     def __del__(self) -> None:
         try:
             os.close(self.fd)
@@ -427,10 +434,7 @@ class Loans:
         borrowed.forgotten = True
         while borrowed.idle:
             store.remove_place(borrowed.idle.pop().address)
-        if borrowed.own_number:
-            for peer in store._living_peers():
-                peer.retract(borrowed.own_number)
-            borrowed.own_number = 0  # should it be lent on again: the others may not have heard yet
+        borrowed.retract()
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -297,8 +297,7 @@ class Store:
                 if type(one) is Segment:
                     self._let_go.append(one)
             del returned  # borrowed memory that was lent on is let go of here
-        while self._put_away:
-            self.remove_place(self._put_away.popleft().address)
+        self._clear_away()
         while self._let_go:
             segment = self._let_go.popleft()
             segment.users -= 1
@@ -328,8 +327,7 @@ class Store:
 
     def add_place(self, start: int, size: int, owner: Any) -> None:
         """Memory of ``owner`` lies here. With the lock held."""
-        while self._put_away:
-            self.remove_place(self._put_away.popleft().address)
+        self._clear_away()
         index = bisect_right(self._starts, start)
         self._starts.insert(index, start)
         self._places.insert(index, (start + size, owner))
@@ -340,6 +338,12 @@ class Store:
         if index >= 0 and self._starts[index] == start:
             del self._starts[index]
             del self._places[index]
+
+    def _clear_away(self) -> None:
+        while self._put_away:
+            mapping = self._put_away.popleft()
+            self.remove_place(mapping.address)
+            mapping.borrowed.retract()
 
     def put_away(self, mapping: Any) -> None:
         """A mapping is not needed any more, but still in its place. From anywhere, finalizers included."""

@@ -126,7 +126,7 @@ SERVICE = """\
 
     @expose
     def figures_and_meet(barrier):
-        "What this worker has in shared memory, and how many descriptors of such."
+        "What this worker has in shared memory, and its descriptors of such."
         barrier()
         gc.collect()
         store.trim()
@@ -136,7 +136,7 @@ SERVICE = """\
                 links.append(os.readlink("/proc/self/fd/" + name))
             except OSError:
                 pass
-        return os.getpid(), store.figures(), sum("memfd:atoll-segment" in link for link in links)
+        return os.getpid(), store.figures(), [link for link in links if "memfd:atoll-segment" in link]
 
     @expose
     def figures():

@@ -354,7 +354,7 @@ class Lives(RuleBasedStateMachine):
     def have_nothing(self, service: Any, workers: int) -> bool:
         answers = self.everyone(service, workers, "figures_and_meet")
         return all(
-            (figures["lent"], figures["borrowed"], figures["bytes"]) == (0, 0, 0) and descriptors <= LEDGERS
+            (figures["lent"], figures["borrowed"], figures["bytes"]) == (0, 0, 0) and len(descriptors) <= LEDGERS
             for _, figures, descriptors in answers
         )
 
