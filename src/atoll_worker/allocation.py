@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from operator import index
 
 from .segments import ONLY, RATHER, Segment, store
 
@@ -30,9 +31,13 @@ def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str =
 
     Raises:
         SegmentsExhausted: the memory budget is used up.
-        TypeError: items of this dtype are no plain bytes.
+        TypeError: items of this dtype are no plain bytes, or the shape is not made of whole numbers.
+        ValueError: a length is negative.
     """
-    dimensions: Tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+    lengths: Any = shape if hasattr(shape, "__iter__") else (shape,)
+    dimensions = tuple(int(index(length)) for length in lengths)
+    if any(length < 0 for length in dimensions):
+        raise ValueError(f"no array can have the shape {dimensions}: a length is negative")
     return _empty(dimensions, dtype, order, RATHER)
 
 
@@ -60,6 +65,9 @@ def _empty(dimensions: Tuple[int, ...], dtype: Any, order: str, for_writers: int
     kind = numpy.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of dtype {kind} holds references to objects, which cannot lie in shared memory")
+    if kind.subdtype is not None:  # each item is an array itself
+        kind, inner = kind.subdtype
+        dimensions += inner
     array = numpy.ndarray(dimensions, kind, order=order) if kind.itemsize == 0 or 0 in dimensions else None
     if array is not None:
         return array

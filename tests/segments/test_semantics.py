@@ -52,6 +52,24 @@ def test_empty_refuses_objects() -> None:
         atoll.empty(3, "O")
 
 
+@pytest.mark.parametrize("shape", [3, np.int64(3), (2, np.int8(3)), [2, 3], range(2, 4), np.array([2, 3]), 0, (2, 0)])
+@pytest.mark.parametrize("dtype", ["f4", ("f4", (2,))])
+def test_empty_takes_the_shapes_that_numpy_takes(shape: Any, dtype: Any) -> None:
+    assert atoll.empty(shape, dtype).shape == np.empty(shape, dtype).shape
+
+
+@pytest.mark.parametrize("shape", [-1, (2, -1), (-2, -3), (0, -1)])
+def test_empty_refuses_negative_lengths(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"shape \(.*negative"):
+        atoll.empty(shape)
+
+
+@pytest.mark.parametrize("shape", ["3", 3.5, (3.0,), [2, "3"], None])
+def test_empty_refuses_lengths_that_are_no_whole_numbers(shape: Any) -> None:
+    with pytest.raises(TypeError, match="as an integer"):
+        atoll.empty(shape)
+
+
 def test_asarray_copies_once(service: Any, random_bytes: Random) -> None:
     plain = random_bytes(MB)
     array = atoll.asarray(plain)
