@@ -192,7 +192,10 @@ class Connection:
     def announce(self) -> None:
         """A frame will follow as soon as much has been copied: let the other side wake up meanwhile."""
         if self._lane is not None and self._words[self._lane.peer_asleep_word]:
-            self._wake()
+            try:
+                self._wake()
+            except ConnectionClosed:
+                pass  # whoever sends that frame is told
 
     def _wake(self) -> None:
         try:

@@ -61,7 +61,17 @@ _NOT_OWN = bytes(byte for byte in range(256) if not byte & 0xC0 or byte & 0x20)
 
 
 class CannotLend(Exception):
-    """The other side cannot be lent it just now: its bytes are to go another way."""
+    """The other side cannot be lent it just now: its bytes are to go another way.
+
+    Attributes:
+        is_gone: because there is no other side any more.
+    """
+
+    is_gone = False
+
+
+class _Gone(CannotLend):
+    is_gone = True
 
 
 class Borrowed:
@@ -201,7 +211,7 @@ class Loans:
             CannotLend: there are too many loans, or too many descriptors on their way.
         """
         if self._is_closed:
-            raise CannotLend
+            raise _Gone
         if self._cells is None:
             self._open_ledger()
         assert self._cells is not None
@@ -253,6 +263,8 @@ class Loans:
         rights = [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(fd))]
         try:
             self._sock.sendmsg([_PASSED.pack(kind, number, size)], rights, MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionError):
+            raise _Gone from None
         except OSError:
             raise CannotLend from None
 

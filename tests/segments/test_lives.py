@@ -344,11 +344,12 @@ class Lives(RuleBasedStateMachine):
             self.everyone(service, workers, "drop_all_and_meet")
         until_given_back()
         atoll.trim_memory()
-        for service, workers in services:
-            try:
-                until(lambda service=service, workers=workers: self.have_nothing(service, workers))
-            except AssertionError:
-                raise AssertionError(f"what is left: {self.everyone(service, workers, 'figures_and_meet')}") from None
+        # All of them again and again: what one made, and another has, goes once both do without it.
+        try:
+            until(lambda: sum(self.have_nothing(service, workers) for service, workers in services) == len(services))
+        except AssertionError:
+            left = [self.everyone(service, workers, "figures_and_meet") for service, workers in services]
+            raise AssertionError(f"what is left: {left}") from None
         until(lambda: len(segment_descriptors()) <= LEDGERS * (self.workers + 1), what="the descriptors of the host")
 
     def have_nothing(self, service: Any, workers: int) -> bool:
