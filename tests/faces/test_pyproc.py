@@ -180,6 +180,23 @@ def fork(req):
 
 
 @expose
+def fork_and_wait(req):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            announce(req)
+        finally:
+            while True:
+                time.sleep(60)
+    return pid
+
+
+@expose
+def wait(req):
+    return os.waitstatus_to_exitcode(os.waitpid(req["pid"], 0)[1])
+
+
+@expose
 def version(req):
     return list(sys.version_info[:2])
 
@@ -654,6 +671,27 @@ def test_only_the_callers_own_requests_can_be_cancelled(worker: Worker, caller: 
         assert other.call("health")["status"] == "healthy", "the cancellation was read before this"
     path.touch()
     assert caller.reply()["body"] == {"done": True}
+
+
+def test_children_of_user_code_end_by_signals_as_they_would_elsewhere(
+    worker: Worker, caller: Caller, tmp_path: Path
+) -> None:
+    pid = caller.call("fork_and_wait", {"path": str(tmp_path / "child")})
+    until(Path(f"{tmp_path / 'child'}.began").exists, what="the child to begin")
+    os.kill(pid, signal.SIGTERM)
+    assert caller.call("wait", {"pid": pid}) == -signal.SIGTERM
+    assert caller.call("add", {"a": 1, "b": 2}) == {"result": 3}
+    assert "Traceback" not in worker.stderr()
+
+
+def test_hanging_up_reaches_a_caller_whose_connection_a_child_has_too(worker: Worker, caller: Caller) -> None:
+    with worker.caller() as other:
+        other.request("fork_and_wait", {"path": "/nowhere"})
+        other.sock.shutdown(socket.SHUT_WR)
+        pid = other.reply()["body"]
+        assert other.sock.recv(1) == b""
+    os.kill(pid, signal.SIGKILL)
+    assert caller.call("wait", {"pid": pid}) == -signal.SIGKILL
 
 
 def test_a_forked_child_that_falls_through_answers_nobody(worker: Worker, caller: Caller) -> None:

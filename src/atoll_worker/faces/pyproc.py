@@ -231,6 +231,10 @@ class _Signals:
 
     def _stop(self, number: int, frame: Any) -> None:
         server = self._server
+        if server.is_fork:  # a child of user code's, and no worker
+            self.__exit__()
+            os.kill(os.getpid(), number)
+            return
         server.is_stopping = True
         # Elsewhere it is seen in a moment. A function that catches this is its worker's last.
         if server.call.in_user_code or server.is_waiting:

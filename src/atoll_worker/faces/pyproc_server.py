@@ -23,7 +23,14 @@ from __future__ import annotations
 import os
 import select
 import sys
-from _socket import AF_UNIX, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET, socket  # `socket` itself would import `enum`
+from _socket import (  # `socket` itself would import `enum`
+    AF_UNIX,
+    SHUT_RDWR,
+    SO_SNDBUF,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
 from time import monotonic
@@ -194,7 +201,15 @@ class _Poller:
 
 
 class Server:
-    """Answers whoever connects. Made, and used, on the main thread."""
+    """Answers whoever connects. Made, and used, on the main thread.
+
+    Attributes:
+        call: the one in progress.
+        functions: what can be called, by name.
+        is_stopping: set to end ``serve``, by whoever makes sure that the main thread looks.
+        is_waiting: the main thread may be asleep.
+        is_fork: this process is a child that user code forked.
+    """
 
     def __init__(self, table: FunctionTable, codec: Codec) -> None:
         self.call = Call()
@@ -213,7 +228,7 @@ class Server:
         self._bell.acquire()
         self._ear_sleeps = False
         self._is_cooperative = "cancelled" in used_names
-        self._is_fork = False
+        self.is_fork = False
         self._spin = os.environ.get("ATOLL_SPIN") != "0"
         self._make_callable(table)
         self._interruption = MainThread()
@@ -238,7 +253,7 @@ class Server:
         return before
 
     def _mark_fork(self) -> None:
-        self._is_fork = True
+        self.is_fork = True
 
     def _end_fork(self, error: Optional[BaseException]) -> None:
         """End a child that user code forked and that fell through to here: it must not answer for the worker."""
@@ -346,6 +361,8 @@ class Server:
         self._turn.release()
         try:
             call.in_user_code = True
+            if self.is_stopping:  # told in the very moment before
+                raise Stop
             if request.headers is None:
                 result = function(body)
             else:
@@ -355,7 +372,7 @@ class Server:
             call.call_number = 0
         except BaseException as error:
             return self._raised(request, self._come_back(error))
-        if self._is_fork:
+        if self.is_fork:
             self._end_fork(None)
         try:
             return write_result(request_id, codec.encode(result), codec)
@@ -392,7 +409,7 @@ class Server:
                 error = late
 
     def _raised(self, request: Request, error: BaseException) -> Reply:
-        if self._is_fork:
+        if self.is_fork:
             self._end_fork(error)
         if self.is_stopping and isinstance(error, Stop):
             raise error
@@ -570,7 +587,7 @@ class Server:
         connection.is_gone = True
         del self._connections[connection.fd]
         self._poller.unregister(connection.fd)
-        connection.sock.close()
+        _close(connection.sock)
         connection.waiting.clear()
         connection.unsent = None
         if connection.is_ready:
@@ -664,10 +681,19 @@ class Server:
             self._ring()
         context.channels.clear()
         for connection in list(self._connections.values()):
-            connection.sock.close()
+            _close(connection.sock)
         self._connections.clear()
         if self._loop is not None:
             self._loop.close()
+
+
+def _close(sock: socket) -> None:
+    """Hang up: also where children that user code forked have the socket too."""
+    try:
+        sock.shutdown(SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster
+    sock.close()
 
 
 def _health(body: Any) -> Dict[str, Any]:
