@@ -98,11 +98,11 @@ def test_a_host_without_a_file_left(oracle: Oracle, few_files: Callable[[int], N
     """A worker that it has answers; one that it cannot start is refused, and nothing of the attempt is left."""
     service = oracle(workers=1, **TIRELESS)
     pid = service.whoami()
+    another = atoll.function(lambda: 1)  # before: its source is read from a file
     few_files(more)
     assert service.whoami() == pid
     os.kill(pid, signal.SIGKILL)
     until_gone(pid)
-    another = atoll.function(lambda: 1)
     try:
         assert another() == 1
     except (atoll.WorkerStartError, atoll.WorkerDied):

@@ -204,7 +204,7 @@ def test_workers_hold_no_descriptor_of_each_other_or_of_the_host() -> None:
     assert "/dev/zero" not in found.values()
     sockets = [target for target in found.values() if target.startswith("socket:")]
     pipes = [target for target in found.values() if target.startswith("pipe:")]
-    assert len(sockets) == 2  # data and control
+    assert len(sockets) == 3  # data, control, and what passes descriptors
     assert len(pipes) == 3  # what it prints, and the lifeline
     assert found["0"] == "/dev/null"
     # Out of the reach of code that closes descriptors by number. (Of the lane only the mapping counts.)

@@ -92,6 +92,7 @@ class Worker:
         self.process.kill()
         assert self.process.exited.wait(20)
         self.process.control.close()
+        self.process.descriptors.close()
 
 
 @pytest.fixture
