@@ -110,7 +110,8 @@ def test_a_host_without_a_file_left(oracle: Oracle, few_files: Callable[[int], N
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         another.close()
-    # There are files again, and so there is a worker again.
+    # There are files again, and so there is a worker again. Who calls before the end of the old one is known is told.
+    until(lambda: all(one.pid != pid for one in service.status().workers))
     calm(service, 1)
 
 

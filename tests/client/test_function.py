@@ -180,8 +180,7 @@ def test_a_submitted_call_can_be_cancelled_before_it_begins_and_while_it_runs(tm
     running = wait_for.submit(never)
     waiting = wait_for.submit(never)
     last = wait_for.submit(str(go))
-    until(lambda: wait_for.status().in_flight)
-    assert running.running()
+    until(running.running)  # a moment after its worker was taken
     assert waiting.cancel()
     assert waiting.cancelled()
     assert not running.done()  # it is another call

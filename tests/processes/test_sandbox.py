@@ -248,7 +248,7 @@ def test_it_inherits_no_descriptor_but_its_own() -> None:
         return found
 
     found = descriptors()
-    assert sum(target.startswith("socket:") for target in found.values()) == 2  # data and control
+    assert sum(target.startswith("socket:") for target in found.values()) == 3  # data, control, descriptors
     assert sum(target.startswith("pipe:") for target in found.values()) == 3  # what it prints, and the lifeline
     assert found["0"] == "/dev/null"
 
