@@ -36,17 +36,16 @@ def until_given_back() -> atoll.MemoryStatus:
     try:
         until(is_back)
     except AssertionError:
-        raise AssertionError(
-            "\n".join(["what is still lent or borrowed:", str(atoll.memory()), *_borrowed()])
-        ) from None
+        raise AssertionError("not everything was given back:\n" + "\n".join(_what_is_left())) from None
     return atoll.memory()
 
 
-def _borrowed() -> list[str]:
-    """What this process has borrowed, and what keeps it."""
-    found = []
-    for held in filter(None, (reference() for reference in store._holds)):
-        keepers = [type(keeper).__name__ for keeper in gc.get_referrers(held)]
-        views = [type(two).__name__ for one in gc.get_referrers(held) for two in gc.get_referrers(one)]
-        found.append(f"of {held.loans.whose}: {len(held):,} bytes, kept by {keepers}, and these by {views}")
-    return found
+def _what_is_left() -> list[str]:
+    left = [str(atoll.memory())]
+    for reference in list(store._holds.values() if isinstance(store._holds, dict) else store._holds):
+        held = reference()
+        if held is not None:
+            views = gc.get_referrers(held)
+            keepers = [repr(two)[:200] for one in views for two in gc.get_referrers(one) if two is not views]
+            left.append(f"of {held.loans.whose}: {len(held):,} bytes, of which there are views in {keepers}")
+    return left

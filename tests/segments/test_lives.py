@@ -321,9 +321,8 @@ class Lives(RuleBasedStateMachine):
         try:
             self.held.clear()
             self.streams.clear()
-            for call, _ in self.calls:
-                call.exception(PATIENCE)
-            self.calls.clear()
+            while self.calls:
+                self.calls.pop()[0].exception(PATIENCE)
             gc.collect()
             if not self.harmed:
                 self.everything_is_given_back()
