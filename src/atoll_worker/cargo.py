@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from _struct import Struct
 from errno import EMFILE
+from itertools import chain
 
 from .errors import DecodeError, SegmentsExhausted
 from .loans import CannotLend
@@ -27,7 +28,7 @@ from .segments import Segment, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from .loans import Loans
     from .wire import Bytes
@@ -259,7 +260,9 @@ def _lend(loans: Loans, part: Part) -> Optional[Tuple[int, int]]:
     try:
         with store.lock:
             return loans.lend(part.thing, part.is_shared)
-    except CannotLend:
+    except CannotLend as why:
+        if why.is_gone:
+            part.is_shared = False  # nobody will write to it: sending it fails, which says why
         return None
 
 
@@ -286,13 +289,13 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
         raise DecodeError(f"a table of cargo of {count:,} entries; at most {_MOST_ENTRIES:,} are taken")
     items: List[Any] = []
     borrowed: Dict[Tuple[int, int, bool], memoryview] = {}
+    taken: Set[Tuple[int, int, bool]] = set()
     extents: Optional[Dict[Tuple[int, int], int]] = None
     copied = lent = 0
     frame = iter(buffers)
-    problem: Optional[Exception] = None
-    for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(view[_TABLE.size : end]):
-        item: Any = None
-        try:
+    entries = _ENTRY.iter_unpack(view[_TABLE.size : end])
+    try:
+        for kind, form, cell, number, offset, length in entries:
             if kind in (SEGMENT, SHARED):
                 if loans is None:
                     raise DecodeError("segments have no meaning here")
@@ -302,7 +305,8 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
                     is_crowded = store.is_crowded
                     if is_crowded and lent >= _MOST_LENT:
                         raise DecodeError(f"more than {_MOST_LENT} loans at once, and there are too many already")
-                    memory = loans.borrow(number, cell, kind == SHARED)
+                    taken.add(key)
+                    memory = borrowed[key] = loans.borrow(number, cell, kind == SHARED)
                     extent = 0
                     if kind == SEGMENT and (own or is_crowded):
                         if extents is None:
@@ -312,13 +316,12 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
                         memory = memory[:extent]
                         if not own:
                             copied = _count(copied, len(memory))
-                        memory = _own(memory, own)
+                        memory = borrowed[key] = _own(memory, own)
                     else:
                         lent += 1
-                    borrowed[key] = memory
                 if offset + length > len(memory):
                     raise DecodeError(f"bytes {offset:,} to {offset + length:,} of a segment of {len(memory):,}")
-                item = memory[offset : offset + length]
+                item: Any = memory[offset : offset + length]
             elif kind == FRAME:
                 item = next(frame, None)
                 if item is None:
@@ -330,23 +333,34 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
             else:
                 raise DecodeError(f"cargo of unknown kind {kind}")
             if form in (BYTES, BYTEARRAY):
-                if item is None:
-                    raise DecodeError("cargo that is the same as what cannot be had")
                 if kind != FRAME:
                     copied = _count(copied, len(item))
                 item = bytes(item) if form == BYTES else bytearray(item)
             elif form != MEMORY:
                 raise DecodeError(f"cargo of unknown form {form}")
-        except (DecodeError, SegmentsExhausted, OSError) as error:
-            problem = problem or error  # the other loans must be taken up all the same, to be given back
-        items.append(item)
-    if problem is None:
+            items.append(item)
         return items, view[end:]
+    except (DecodeError, SegmentsExhausted, OSError) as error:
+        problem = error
     # Whoever keeps the error keeps what this function has, and those that it called.
     memory = item = None
     borrowed.clear()
     items.clear()
+    if loans is not None:
+        _give_back(chain(((kind, form, cell, number, offset, length),), entries), loans, taken)
     raise problem.with_traceback(None)
+
+
+def _give_back(entries: Iterable[Any], loans: Loans, taken: Set[Tuple[int, int, bool]]) -> None:
+    """What a table speaks of is not wanted: loans that were not taken up yet are, so that they end."""
+    for kind, _, cell, number, _, _ in entries:
+        key = number, cell, kind == SHARED
+        if kind in (SEGMENT, SHARED) and key not in taken:
+            taken.add(key)
+            try:
+                loans.borrow(*key)
+            except (DecodeError, OSError):
+                pass  # it is said what the first problem was
 
 
 def _count(copied: int, nbytes: int) -> int:

@@ -295,6 +295,7 @@ def _arrow_of(ends: Any, data: Any, absent: Any, wanted: bool) -> Any:
     """Text as pyarrow has it, on the memory given; None where pyarrow is not, or not loaded and not ``wanted``."""
     if len(ends) == 0 or ends.dtype != "<i8" or data.dtype != "u1" or (absent is not None and absent.dtype != "?"):
         raise DecodeError("strings came whose places are no numbers")
+    ends, data = _kept(ends), _kept(data)
     try:
         pyarrow = library("pyarrow", "text") if wanted or "pyarrow" in sys.modules else None
     except DecodeError:

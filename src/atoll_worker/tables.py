@@ -81,10 +81,31 @@ def _write(pyarrow: Any, carrier: Carrier, value: Any, schema: Any, batches: Lis
 
 def _open(buffer: Any) -> Tuple[Any, Any, Any]:
     """pyarrow, the buffer as one of pyarrow's, and a reader of the stream in it."""
-    pyarrow = library("pyarrow", "an Arrow table")
-    _refuse_code(pyarrow, buffer)
-    memory = pyarrow.py_buffer(buffer)
-    return pyarrow, memory, library("pyarrow.ipc", "an Arrow table").open_stream(memory)
+    pyarrow, ipc = library("pyarrow", "an Arrow table"), library("pyarrow.ipc", "an Arrow table")
+    memory = bytes_that_came(buffer)
+    _refuse_code(pyarrow, memory)
+    reader = ipc.open_stream(pyarrow.py_buffer(memory))
+    if _may_change(memory) and not all(_is_plain(pyarrow.types, field.type) for field in reader.schema):
+        memory = memoryview(memory.tobytes())
+        reader = ipc.open_stream(pyarrow.py_buffer(memory))
+    return pyarrow, pyarrow.py_buffer(memory), reader
+
+
+def _may_change(memory: memoryview) -> bool:
+    """Whether these bytes are a segment of another process that need not be trusted."""
+    loans = getattr(memory.obj, "loans", None)
+    return loans is not None and not loans.is_trusted
+
+
+def _is_plain(types: Any, kind: Any) -> bool:
+    """Whether no number in the memory of a column says where something else is."""
+    if types.is_struct(kind):
+        return all(_is_plain(types, kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_fixed_size_list(kind):
+        return _is_plain(types, kind.value_type)
+    return bool(
+        types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind) or types.is_null(kind)
+    )
 
 
 # Types of this name are pickles, which versions before the one below load, from whomever they come (CVE-2023-47248).
