@@ -14,6 +14,7 @@ import os
 import sys
 from _thread import RLock, allocate_lock, get_ident
 from collections import deque
+from time import monotonic
 
 from . import wire
 from .connection import ConnectionClosed
@@ -30,6 +31,7 @@ from .errors import (
     format_exception,
 )
 from .references import INVOKE, NO_CALL
+from .streams import MAX_BATCH, Outlet, is_iterator
 from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
 
 TYPE_CHECKING = False
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 _LOOK_AGAIN = 0.05
 _CALL_LABELS = (("args", 1), ("kwargs", 2))
 _CALL_NUMBER = wire.CALL_NUMBER
+# What callers who speak JSON ask of a stream: its next items, its end.
+NEXT = "__next__"
+CLOSE = "__close__"
 # Of both packages, which lie side by side: the host describes what its callbacks raise in the same way.
 _OWN_FOLDER = os.path.dirname(os.path.abspath(__file__))
 _OWN_FOLDERS = (_OWN_FOLDER + os.sep, os.path.join(os.path.dirname(_OWN_FOLDER), "atoll") + os.sep)
@@ -72,6 +77,8 @@ class Channel:
         meta: what the caller said of the call in progress.
         cancelled_call: id of the call that was cancelled last.
         interrupted_call: id of the call that is to be interrupted.
+        is_json: the call in progress came in JSON, from a caller who cannot be called back.
+        deadline: ``time.monotonic()`` at which its caller gives it up; 0.0 if that is not known.
         unsettled: an interruption was sent, or is being sent, to the serving thread.
     """
 
@@ -95,6 +102,10 @@ class Channel:
         self.cancelled_call = 0
         self.interrupted_call = 0
         self.unsettled = False
+        self.is_json = False
+        self.deadline = 0.0
+        self._streams: Dict[int, Outlet] = {}  # of callers who speak JSON, by number
+        self._last_stream = 0
         self._cancelled_task = 0  # id of the call whose task was cancelled
         self.pending: Deque[Callable[[], None]] = deque()  # to be done between calls, on the serving thread
         self.is_fork = False
@@ -300,22 +311,93 @@ class Channel:
         return wire.ERROR, wire.PICKLE, payload, encoder.take_buffers()
 
     def _answer_json(self, request: Bytes) -> Answer:
+        """The answer to a call in JSON, as docs/wire.md has it."""
+        self.is_json = True
         try:
-            call = decode_json(request)
-            function = self.functions[call["function"]]
-            result = self._run(function, call.get("args", ()), call.get("kwargs", {}))
-            self._end_fork(None)
-            return wire.RESULT, wire.JSON, encode_json(result, "result"), ()
-        except BaseException as error:
-            self._end_fork(error)
-            skip = _own_frames(error)
-            described = describe_exception(error, can_cross, skip)
-            names = ("type", "module", "message", "notes")
-            payload = encode_json(
-                {**{name: described[name] for name in names}, "traceback": format_exception(error, skip)},
-                "error",
-            )
-            return wire.ERROR, wire.JSON, payload, ()
+            try:
+                function, args, kwargs = self._request_of(decode_json(request))
+            except BaseException as error:
+                return self._json_error(error, "FunctionNotFound" if isinstance(error, KeyError) else "DecodeError")
+            try:
+                result = self._run(function, args, kwargs)
+                self._end_fork(None)
+            except BaseException as error:
+                self._end_fork(error)
+                was_cancelled = self.concerns(self.cancelled_call) and _is_cancellation(error)
+                return self._json_error(error, "Cancelled" if was_cancelled else None)
+            try:
+                return wire.RESULT, wire.JSON, encode_json(result, "result"), ()
+            except BaseException as error:
+                self._end_fork(error)
+                return self._json_error(error, "EncodeError")
+        finally:
+            self.is_json = False
+            self.deadline = 0.0
+
+    def _request_of(self, call: Any) -> Tuple[Callable[..., Any], Any, Any]:
+        """What a request in JSON asks for: function, positional and named arguments.
+
+        Raises:
+            KeyError: there is no such function.
+            DecodeError: it is no request.
+        """
+        if type(call) is not dict or type(call.get("function")) is not str:
+            raise DecodeError('a call is a JSON object whose "function" is the name of one')
+        name, args, kwargs = call["function"], call.get("args", []), call.get("kwargs", {})
+        if type(args) is not list or type(kwargs) is not dict:
+            raise DecodeError(f'"args" of a call of {name!r} must be an array, and "kwargs" an object')
+        timeout = call.get("timeout")
+        if timeout is not None:
+            if type(timeout) not in (int, float):
+                raise DecodeError(f'"timeout" of a call of {name!r} must be a number of seconds, not {timeout!r}')
+            self.deadline = monotonic() + timeout
+        if name == NEXT:
+            return self._next_of_stream, args, kwargs
+        if name == CLOSE:
+            return self._close_stream, args, kwargs
+        function = self.functions[name]
+        if call.get("stream"):
+            return self._open_stream, [function, args, kwargs], {}
+        return function, args, kwargs
+
+    def _open_stream(self, function: Callable[..., Any], args: Any, kwargs: Any) -> int:
+        """Call a function and keep what it returns; its items are asked for by number."""
+        result = function(*args, **kwargs)
+        if not is_iterator(type(result)):
+            result = iter(result)
+        self._last_stream += 1
+        self._streams[self._last_stream] = Outlet(result)
+        return self._last_stream
+
+    def _next_of_stream(self, number: int, maximum: int = MAX_BATCH) -> Any:
+        stream = self._streams.get(number)
+        if stream is None:
+            raise LookupError(f"there is no stream {number!r} on this connection, or it has ended")
+        try:
+            items, ended = stream.take(max(1, min(maximum, MAX_BATCH)))
+        except BaseException:
+            self._streams.pop(number, None)
+            raise
+        if ended:
+            self._streams.pop(number, None)
+        return items, ended
+
+    def _close_stream(self, number: int) -> None:
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            stream.close()
+
+    def _json_error(self, error: BaseException, own: Optional[str]) -> Answer:
+        """Args:
+        own: what atoll's own error is called that this is; None for one that the function raised.
+        """
+        skip = _own_frames(error)
+        described = describe_exception(error, can_cross, skip)
+        answer = {name: described[name] for name in ("type", "module", "message", "notes")}
+        answer["traceback"] = format_exception(error, skip)
+        if own is not None:
+            answer["atoll"] = own
+        return wire.ERROR, wire.JSON, encode_json(answer, "error"), ()
 
     def _reply(self, kind: int, codec: int, payload: Bytes, buffers: Sequence[Bytes]) -> None:
         try:
@@ -337,6 +419,8 @@ class Channel:
             AtollError: no call is in progress.
             EncodeError: an argument cannot cross.
         """
+        if self.is_json:
+            raise AtollError("the caller of this call speaks JSON, and cannot be called back")
         serving = get_ident() == self.thread
         number = self.call_number
         if serving:

@@ -8,6 +8,7 @@ one."""
 from __future__ import annotations
 
 from _contextvars import ContextVar
+from time import monotonic
 
 from .completion import complete, is_coroutine, on_thread
 from .errors import AtollError
@@ -176,7 +177,7 @@ def cancelled() -> bool:
     if not channels:
         return False
     channel = channel_now()
-    return channel.concerns(channel.cancelled_call)
+    return channel.concerns(channel.cancelled_call) or (channel.deadline != 0.0 and monotonic() >= channel.deadline)
 
 
 class Calls:

@@ -32,7 +32,7 @@ from .service import (
     run_to_end,
     table_of_module,
 )
-from .values import Decoder, Encoder
+from .values import Decoder, Encoder, decode_json, encode_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class Runtime:
         self.lending = WorkerLending(control.outbox.release)
         self._encoder = Encoder()
         self._decoder = Decoder(checked=False, side="the worker")
+        self._speaks_json = False  # the host does, as a program in another language
         self._functions: Dict[str, Callable[..., Any]] = {}
         self._loop: Optional[completion.Loop] = None
         self._main = MainThread()
@@ -211,8 +212,7 @@ class Runtime:
         connection = self.connections[0]
         spec: Dict[str, Any] = self._greet(connection)
         phase = "start"
-        send = self.control.outbox.send
-        logs.install(lambda call_id, payload: send(wire.LOG, call_id, payload), spec["log_level"], context.call_id_now)
+        logs.install(self._send_record, spec["log_level"], context.call_id_now)
         try:
             for entry in spec["sys_path"]:
                 if entry not in sys.path:
@@ -227,13 +227,14 @@ class Runtime:
         except BaseException as error:
             self.end_fork(error)
             skip = 2  # load() and load_table(); what is left out of user code's tracebacks is atoll's own
-            report = {
+            report: Dict[str, Any] = {
                 "phase": phase,
                 "text": format_exception(error, skip),
                 "error": describe_exception(error, can_cross, skip),
             }
-            payload = self._encoder.encode(report)
-            connection.send(wire.ERROR, wire.PICKLE, payload, self._encoder.take_buffers())
+            if self._speaks_json:
+                report["error"] = {name: report["error"][name] for name in ("type", "module", "message", "notes")}
+            self._say(connection, wire.ERROR, report)
             return False
         ready = {
             "pid": os.getpid(),
@@ -248,14 +249,31 @@ class Runtime:
             # Code that looks whether it was cancelled gets time to end by itself.
             "cooperative": "cancelled" in used_names,
         }
-        connection.send(wire.READY, wire.PICKLE, self._encoder.encode(ready))
+        self._say(connection, wire.READY, ready)
         return True
 
     def _greet(self, connection: Connection) -> Any:
         wire.check_hello(connection.receive().payload)
         connection.send(wire.HELLO, wire.RAW, wire.hello())
         frame = connection.receive()
-        return self._decoder.decode(frame.payload, frame.buffers)
+        if frame.codec != wire.JSON:
+            return self._decoder.decode(frame.payload, frame.buffers)
+        self._speaks_json = True
+        return {"sys_path": (), "watch": (), "log_level": 30, **(decode_json(frame.payload) or {})}
+
+    def _say(self, connection: Connection, kind: int, said: Dict[str, Any]) -> None:
+        """READY or ERROR, in the codec of LOAD."""
+        if self._speaks_json:
+            connection.send(kind, wire.JSON, encode_json(said, "the report"))
+        else:
+            payload = self._encoder.encode(said)
+            connection.send(kind, wire.PICKLE, payload, self._encoder.take_buffers())
+
+    def _send_record(self, call_id: int, payload: bytes) -> None:
+        if self._speaks_json:
+            # On whatever thread: with a decoder of its own.
+            payload = encode_json(Decoder(checked=False, side="the worker").decode(payload), "record")
+        self.control.outbox.send(wire.LOG, call_id, payload)
 
     def _make_callable(self) -> None:
         """What the host calls by name: the service's functions, and those that every worker has."""
@@ -361,8 +379,8 @@ def _places(names: Dict[str, str]) -> Dict[str, str]:
 def load_table(entry: Dict[str, Any]) -> FunctionTable:
     """The function table of what the host asked for.
 
-    ``entry`` is one of ``{"kind": "file", "path", "class"}``, ``{"kind": "module", "module", "class"}`` and
-    ``{"kind": "source", "source", "filename", "line", "name"}``.
+    ``entry`` is one of ``{"kind": "file", "path", "class"}``, ``{"kind": "module", "module", "class"}``,
+    ``{"kind": "source", "source", "filename", "line", "name"}`` and ``{"kind": "extension", "path"}``.
     """
     kind = entry["kind"]
     if kind == "source":
@@ -372,6 +390,10 @@ def load_table(entry: Dict[str, Any]) -> FunctionTable:
         if entry["idempotent"]:
             mark_idempotent(function)
         return table
+    if kind == "extension":
+        from .extension import table_of_extension
+
+        return table_of_extension(entry["path"])
     module = load_file(entry["path"]) if kind == "file" else _import(entry["module"])
     return table_of_module(module, entry["class"])
 
