@@ -293,7 +293,10 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
     extents: Optional[Dict[Tuple[int, int], int]] = None
     copied = lent = 0
     frame = iter(buffers)
-    entries = _ENTRY.iter_unpack(view[_TABLE.size : end])
+    # Of bytes: an iterator that was not used up, and has a memoryview, crashes the garbage collector of some Pythons
+    # once both are in a cycle, as they are with an error and its traceback.
+    table = bytes(view[_TABLE.size : end])
+    entries = _ENTRY.iter_unpack(table)
     try:
         for kind, form, cell, number, offset, length in entries:
             if kind in (SEGMENT, SHARED):
@@ -310,7 +313,7 @@ def unload(payload: Bytes, buffers: Sequence[Bytes], loans: Optional[Loans], own
                     extent = 0
                     if kind == SEGMENT and (own or is_crowded):
                         if extents is None:
-                            extents = _extents(view[_TABLE.size : end])
+                            extents = _extents(table)
                         extent = extents.get((number, cell), 0)
                     if extent:
                         memory = memory[:extent]
@@ -376,10 +379,10 @@ def _count(copied: int, nbytes: int) -> int:
     return copied
 
 
-def _extents(entries: memoryview) -> Dict[Tuple[int, int], int]:
+def _extents(table: bytes) -> Dict[Tuple[int, int], int]:
     """How much of each segment, from its beginning, is to be memory of a value, by number and cell."""
     extents: Dict[Tuple[int, int], int] = {}
-    for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(entries):
+    for kind, form, cell, number, offset, length in _ENTRY.iter_unpack(table):
         if kind == SEGMENT and form == MEMORY:
             extents[number, cell] = max(extents.get((number, cell), 1), offset + length)
     return extents
