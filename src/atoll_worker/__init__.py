@@ -22,6 +22,7 @@ __all__ = [
     "ArrayBuffer",
     "Cancelled",
     "DeviceArray",
+    "ExtensionBase",
     "ProxiedSingleton",
     "SegmentsExhausted",
     "Service",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives
     from .context import cancelled, host, progress
     from .device_array import DeviceArray
     from .errors import Cancelled, SegmentsExhausted
+    from .extension import ExtensionBase
     from .faces.pyproc import run_worker
     from .faces.stdio import ServiceBase
     from .logs import log
@@ -61,6 +63,7 @@ _PLACES = {
     "ArrayBuffer": "array_buffer",
     "Cancelled": "errors",
     "DeviceArray": "device_array",
+    "ExtensionBase": "extension",
     "SegmentsExhausted": "errors",
     "ProxiedSingleton": "singleton",
     "ServiceBase": "faces.stdio",

@@ -12,6 +12,7 @@ import typer
 from ..errors import AtollError
 from .doctor import doctor
 from .env import env
+from .extension import extension
 from .manifest import manifest
 from .output import print_error
 from .serve import serve
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(env, name="env")
+app.add_typer(extension, name="extension")
 app.add_typer(manifest, name="manifest")
 app.command()(doctor)
 app.command()(serve)

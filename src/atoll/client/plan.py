@@ -59,6 +59,18 @@ def plan_function(spec: ServiceSpec, source: FunctionSource, idempotent: bool) -
     return _plan(spec, environment, entry, _host_path() if environment.is_host else [], [])
 
 
+def plan_extension(spec: ServiceSpec) -> WorkerPlan:
+    """The plan for an extension, whose entry is a package's folder or a file. Opens its environment, which may build it.
+
+    Raises:
+        EnvironmentError: there is no such environment.
+    """
+    environment = open_environment(environment_request(spec))
+    folder = spec.entry if os.path.isdir(spec.entry) else os.path.dirname(spec.entry)
+    entry = {"kind": "extension", "path": spec.entry}
+    return _plan(spec, environment, entry, _host_path() if environment.is_host else [], [folder])
+
+
 def _plan(
     spec: ServiceSpec, environment: Environment, entry: dict[str, Any], sys_path: list[str], folders: list[str]
 ) -> WorkerPlan:

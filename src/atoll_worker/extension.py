@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extensions: a pack of code whose public methods, and whose nodes, its host calls.
+
+The same in a worker and, for a pack that is not isolated, in the host. What always holds: a pack is one file or one
+package, loaded under the name of its file or folder where that is free; one object of its ``ExtensionBase`` class is
+made, then ``on_module_loaded`` is called. What does not belong here: what proxies look like in the host
+(``atoll.extensions``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .completion import complete, is_coroutine
+from .lent import lend, unlend
+from .node_interface import NodeOutput, described
+from .service import (
+    FunctionTable,
+    Service,
+    is_async_generator_function,
+    is_coroutine_function,
+    is_generator_function,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+# Names in an extension's function table, beside those of its methods.
+DESCRIBE_EXTENSION = "__extension__"
+RUN_NODE = "__run_node__"
+
+_NOT_CALLED = frozenset(("on_module_loaded", "on_unload"))
+_OPTIONAL_METHODS = {
+    "v1": ("IS_CHANGED", "VALIDATE_INPUTS", "check_lazy_status"),
+    "v3": ("fingerprint_inputs", "validate_inputs", "check_lazy_status"),
+}
+
+
+class ExtensionBase:
+    """Base of an extension: its public methods, plain or ``async``, are what its host can call.
+
+    A pack needs a class of its own only for methods of its own: one that defines nodes, by ``NODE_CLASS_MAPPINGS`` or
+    ``comfy_entrypoint``, has them called as it is.
+
+    Attributes:
+        nodes: node classes by id; what the pack's module defines, until ``on_module_loaded`` says otherwise.
+    """
+
+    nodes: Dict[str, Any] = {}  # noqa: RUF012 - every extension gets its own
+
+    def on_module_loaded(self, module: ModuleType) -> None:
+        """Called once, when the pack's module was loaded. What it raises makes loading the extension fail."""
+
+    def on_unload(self) -> None:
+        """Called when the extension is closed or reloaded in order (not when its worker is killed)."""
+
+    def get_node_ids(self) -> List[str]:
+        """The ids of its nodes."""
+        return list(self.nodes)
+
+    def get_node_schema(self, node_id: str) -> Any:
+        """What a node says of itself, as plain data.
+
+        Raises:
+            LookupError: there is no such node.
+        """
+        return describe_node(node_id, self._node_class(node_id))
+
+    async def execute_node(self, node_id: str, **inputs: Any) -> Any:
+        """Run a node once, with an object of its own if it needs one.
+
+        Raises:
+            LookupError: there is no such node.
+        """
+        cls = self._node_class(node_id)
+        target = cls if kind_of(cls) == "v3" else cls()
+        result = getattr(target, function_of(cls))(**inputs)
+        return await result if is_coroutine(result) else result
+
+    def _node_class(self, node_id: str) -> Any:
+        try:
+            return self.nodes[node_id]
+        except KeyError:
+            known = ", ".join(map(str, self.nodes)) or "none"
+            raise LookupError(f"the extension has no node {node_id!r}; its nodes are: {known}") from None
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def load_pack(path: str) -> ModuleType:
+    """Import a ``.py`` file or a package's folder, under its own name if that is free.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no ``__init__.py`` in the folder.
+        Exception: whatever its code raises; then nothing of it stays loaded.
+    """
+    from _frozen_importlib import module_from_spec
+    from _frozen_importlib_external import (
+        EXTENSION_SUFFIXES,
+        ExtensionFileLoader,
+        FileFinder,
+        SourceFileLoader,
+        spec_from_file_location,
+    )
+
+    class Loader(SourceFileLoader):
+        """By microseconds, as ``runtime.load_file``: a pack is loaded again after every change."""
+
+        def path_stats(self, path: str) -> Any:
+            stats = dict(super().path_stats(path))
+            stats["mtime"] = int(stats["mtime"] * 1e6)
+            return stats
+
+    class Submodules:
+        """Finds the pack's own modules, to be loaded by the same loader."""
+
+        @staticmethod
+        def find_spec(fullname: str, folders: Any, target: Any = None) -> Any:
+            if not fullname.startswith(name + "."):
+                return None
+            for folder in folders or ():
+                finder = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES), (Loader, [".py"]))
+                spec = finder.find_spec(fullname)
+                if spec is not None and spec.loader is not None:
+                    return spec
+            return None
+
+    path = os.path.abspath(path)
+    is_package = os.path.isdir(path)
+    file = os.path.join(path, "__init__.py") if is_package else path
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file}: there is no such file; an extension is a .py file or a package's folder")
+    name = _free_name(os.path.basename(path) if is_package else os.path.basename(path)[: -len(".py")])
+    locations = [path] if is_package else None
+    spec = spec_from_file_location(name, file, loader=Loader(name, file), submodule_search_locations=locations)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = module_from_spec(spec)
+    sys.modules[name] = module
+    if is_package:
+        Submodules.pack = name  # type: ignore[attr-defined]
+        sys.meta_path.insert(0, Submodules)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        unload_pack(module)
+        raise
+    return module
+
+
+def _free_name(name: str) -> str:
+    standard = getattr(sys, "stdlib_module_names", ())  # from Python 3.10 on
+    if name.isidentifier() and name not in sys.modules and name not in standard and name != "atoll":
+        return name
+    base = "atoll_extension_" + "".join(c if c.isalnum() else "_" for c in name)
+    name, number = base, 1
+    while name in sys.modules:
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
+def unload_pack(module: ModuleType) -> None:
+    """Forget a pack's modules, so that it can be loaded anew."""
+    name = module.__name__
+    sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "pack", None) != name]
+    for known in list(sys.modules):
+        if known == name or known.startswith(name + "."):
+            del sys.modules[known]
+
+
+async def make_extension(module: ModuleType) -> ExtensionBase:
+    """The one object of a pack's extension class, with the pack's nodes, and told of its module.
+
+    Raises:
+        ValueError: there are several such classes, or neither one nor any node.
+    """
+    cls = _extension_class(module)
+    nodes = await _nodes_of(module)
+    if cls is ExtensionBase and not nodes:
+        raise ValueError(
+            f"{module.__file__} is no extension: it has no class that derives from ExtensionBase, no "
+            "NODE_CLASS_MAPPINGS and no comfy_entrypoint()"
+        )
+    extension: ExtensionBase = cls()
+    extension.nodes = nodes
+    extension.on_module_loaded(module)
+    return extension
+
+
+def _extension_class(module: ModuleType) -> Any:
+    found = {
+        one for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, ExtensionBase) and one is not ExtensionBase
+        and (one.__module__ == module.__name__ or one.__module__.startswith(module.__name__ + "."))
+    }  # fmt: skip
+    leaves = [one for one in found if not any(one in other.__mro__[1:] for other in found)]
+    if len(leaves) > 1:
+        names = " and ".join(sorted(one.__name__ for one in leaves))
+        raise ValueError(f"{module.__file__} has several extension classes, {names}, expected one")
+    return leaves[0] if leaves else ExtensionBase
+
+
+async def _nodes_of(module: ModuleType) -> Dict[str, Any]:
+    nodes: Dict[str, Any] = {}
+    mappings = getattr(module, "NODE_CLASS_MAPPINGS", None)
+    if isinstance(mappings, dict):
+        nodes.update(mappings)
+    entrypoint = getattr(module, "comfy_entrypoint", None)
+    if callable(entrypoint):
+        pack = await _awaited(entrypoint())
+        on_load = getattr(pack, "on_load", None)
+        if on_load is not None:
+            await _awaited(on_load())
+        for cls in await _awaited(pack.get_node_list()):
+            nodes[_id_of(cls)] = cls
+    return nodes
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if is_coroutine(value) else value
+
+
+def _id_of(cls: Any) -> str:
+    schema = described_schema(cls)
+    for step in schema.get("__atoll_expression__", ()):
+        if not isinstance(step, str):
+            args, kwargs = step
+            node_id = kwargs.get("node_id") or (args[0] if args else None)
+            if node_id:
+                return str(node_id)
+    raise ValueError(f"the schema of {cls.__name__} names no node_id")
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+def kind_of(cls: Any) -> str:
+    """``"v1"`` or ``"v3"``: which of ComfyUI's interfaces a node class has."""
+    return "v3" if hasattr(cls, "define_schema") or hasattr(cls, "DEFINE_SCHEMA") else "v1"
+
+
+def function_of(cls: Any) -> str:
+    """The name of the method that runs a node."""
+    return "execute" if kind_of(cls) == "v3" else str(getattr(cls, "FUNCTION", "execute"))
+
+
+def described_schema(cls: Any) -> Any:
+    """A V3 node's schema, as what its host evaluates, or as plain data."""
+    define = getattr(cls, "define_schema", None) or cls.DEFINE_SCHEMA
+    schema = define()
+    node_id = getattr(schema, "node_id", None)
+    if isinstance(node_id, str):  # of the host's own interface: the pack runs in the host
+        return {"__atoll_expression__": [[(), {"node_id": node_id}]]}
+    return described(schema)
+
+
+def describe_node(node_id: str, cls: Any) -> Dict[str, Any]:
+    """What a host must know of a node to make a class that looks like it. Plain data.
+
+    Raises:
+        TypeError: what it says of itself is no data; the message names the node.
+    """
+    kind = kind_of(cls)
+    function = function_of(cls)
+    try:
+        about: Dict[str, Any] = {
+            "kind": kind,
+            "name": getattr(cls, "__name__", str(node_id)),
+            "doc": getattr(cls, "__doc__", None) or "",
+            "function": function,
+            "is_async": is_coroutine_function(getattr(cls, function, None)),
+            "parameters": _parameters(getattr(cls, function, None)),
+            "methods": {
+                name: {"parameters": _parameters(member), "is_async": is_coroutine_function(member)}
+                for name in _OPTIONAL_METHODS[kind]
+                for member in [_own(cls, name)]
+                if member is not None
+            },
+        }
+        if kind == "v3":
+            about["schema"] = described_schema(cls)
+        elif hasattr(cls, "INPUT_TYPES"):
+            about["input_types"] = described(cls.INPUT_TYPES())
+        about["attributes"] = {
+            name: described(member)
+            for name in dir(cls)
+            if name.isupper() and not name.startswith("_")
+            for member in [getattr(cls, name)]
+            if not callable(member)
+        }
+    except TypeError as error:
+        raise TypeError(f"node {node_id!r}: {error}") from error
+    return about
+
+
+def _own(cls: Any, name: str) -> Any:
+    """A method that the pack itself defines."""
+    for one in getattr(cls, "__mro__", ()):
+        if name in vars(one):
+            return getattr(cls, name) if not one.__module__.startswith(("comfy_api", "atoll_worker")) else None
+    return None
+
+
+def _parameters(function: Any) -> List[Tuple[str, str]]:
+    """The names and kinds of what a method takes, but for the object or class."""
+    from inspect import Parameter, signature
+
+    try:
+        found = list(signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return [("inputs", "VAR_KEYWORD")]
+    if found and found[0].name in ("self", "cls") and found[0].kind is not Parameter.KEYWORD_ONLY:
+        del found[0]
+    return [(one.name, one.kind.name) for one in found]
+
+
+class _Nodes:
+    """Runs an extension's nodes, and keeps the objects of those that have a state."""
+
+    def __init__(self, extension: ExtensionBase) -> None:
+        self._extension = extension
+        self._objects: Dict[str, Any] = {}
+
+    def run(self, node_id: str, method: str, token: Optional[str], gone: Sequence[str], inputs: Dict[str, Any]) -> Any:
+        """Call a method of a node.
+
+        Args:
+            node_id: the node.
+            method: its method.
+            token: of the host's object whose counterpart is called; None for the class.
+            gone: tokens of objects that the host has no more.
+            inputs: by name.
+        """
+        for one in gone:
+            self._objects.pop(one, None)
+        target = self._extension._node_class(node_id)
+        if token is not None:
+            cls = target
+            target = self._objects.get(token)
+            if target is None:
+                target = self._objects[token] = cls()
+        result = getattr(target, method)(**unlend(inputs))
+        return lend_result(complete(result) if is_coroutine(result) else result)
+
+
+def lend_result(result: Any) -> Any:
+    """As ``lend``, also of a node's output."""
+    if isinstance(result, NodeOutput):
+        return NodeOutput(*lend(result.args), **lend(result.kwargs))
+    return lend(result)
+
+
+# -- the function table of an isolated extension -----------------------------------------------------------------------
+
+
+class _ExtensionService(Service):
+    """An extension as a service."""
+
+    def __init__(self, path: str) -> None:
+        from . import node_interface
+
+        node_interface.provide()
+        self._module = load_pack(path)
+        self.extension = complete(make_extension(self._module))
+        self._nodes = _Nodes(self.extension)
+
+    def teardown(self) -> None:
+        self.extension.on_unload()
+
+    def describe(self) -> Dict[str, Any]:
+        """What the host makes of it: its methods and nodes, and what was wrong with some."""
+        nodes: Dict[str, Any] = {}
+        refused: Dict[str, str] = {}
+        for node_id, cls in self.extension.nodes.items():
+            try:
+                nodes[str(node_id)] = describe_node(node_id, cls)
+            except Exception as error:
+                refused[str(node_id)] = f"{type(error).__name__}: {error}"
+        methods = {name: is_coroutine_function(method) for name, method in methods_of(self.extension)}
+        names = getattr(self._module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
+        return {"methods": methods, "nodes": nodes, "refused": refused, "display_names": described(dict(names))}
+
+    def __atoll_functions__(self) -> Iterator[Tuple[str, Callable[..., Any]]]:
+        yield DESCRIBE_EXTENSION, self.describe
+        yield RUN_NODE, self._nodes.run
+        for name, method in methods_of(self.extension):
+            yield name, _crossing(method)
+
+
+def methods_of(extension: ExtensionBase) -> Iterator[Tuple[str, Callable[..., Any]]]:
+    """The methods that a host may call, by name."""
+    for name in dir(type(extension)):
+        if name.startswith("_") or name in _NOT_CALLED or isinstance(getattr(type(extension), name), (type, property)):
+            continue
+        method = getattr(extension, name)
+        if callable(method):
+            yield name, method
+
+
+def _crossing(method: Any) -> Callable[..., Any]:
+    """A method that takes and gives what crosses. Of the same kind: the runtime looks whether it is a coroutine
+    function or a generator function."""
+    call: Any
+    if is_async_generator_function(method):
+
+        async def items_of(*args: Any, **kwargs: Any) -> Any:
+            async for item in method(*unlend(args), **unlend(kwargs)):
+                yield lend_result(item)
+
+        call = items_of
+    elif is_generator_function(method):
+
+        def items(*args: Any, **kwargs: Any) -> Any:
+            for item in method(*unlend(args), **unlend(kwargs)):
+                yield lend_result(item)
+
+        call = items
+    elif is_coroutine_function(method):
+
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return lend_result(await method(*unlend(args), **unlend(kwargs)))
+
+        call = awaited
+    else:
+
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            return lend_result(method(*unlend(args), **unlend(kwargs)))
+
+        call = plain
+    call.__name__, call.__doc__, call.__wrapped__ = method.__name__, method.__doc__, method
+    return call  # type: ignore[no-any-return]
+
+
+def table_of_extension(path: str) -> FunctionTable:
+    """The function table of a pack, in its worker."""
+    table = FunctionTable()
+    table.add_service(lambda: _ExtensionService(path))
+    return table
