@@ -162,6 +162,7 @@ class Cargo:
             SegmentsExhausted: there is no room for them.
         """
         parts, loans = self.parts, self._loans
+        has_forms = any(part.form for part in parts)
         entries: List[bytes] = []
         buffers: List[memoryview] = []
         self._cells = cells = []
@@ -204,7 +205,7 @@ class Cargo:
             for segment in made:
                 store.let_go(segment)
             self.clear()
-        if len(buffers) == len(entries) and not any(part.form for part in parts):
+        if len(buffers) == len(entries) and not has_forms:
             return b"", buffers
         return _TABLE.pack(BEGINNING, len(entries)) + b"".join(entries), buffers
 
