@@ -483,17 +483,22 @@ def _number_of(thing: Any) -> int:
 
 def _give_back(held: Any) -> None:
     """Nothing uses the memory of a loan any more. Called by finalizers: it takes no lock."""
-    mapping, borrowed, loans = held.mapping, held.borrowed, held.loans
-    if mapping is not None:
-        mapping.held = None
-        if borrowed.forgotten:
-            store.put_away(mapping)
-        else:
-            mapping.renew()
+    mapping, borrowed = held.mapping, held.borrowed
+    is_renewed = False
+    try:
+        if mapping is not None:
+            mapping.held = None
+            if not borrowed.forgotten:
+                mapping.renew()
+                is_renewed = True
+    finally:  # what interrupts the code that let go may strike above, and what is raised in a finalizer is lost
+        if is_renewed:
             borrowed.idle.append(mapping)
             if borrowed.forgotten:  # meanwhile
                 try:
                     store.put_away(borrowed.idle.pop())
                 except IndexError:
                     pass
-    loans._end(held.cell)
+        elif mapping is not None:
+            store.put_away(mapping)
+        held.loans._end(held.cell)

@@ -62,7 +62,7 @@ def test_ten_thousand_calls_of_many_sizes(service: Any) -> None:
 
     def calls(count: int) -> None:
         for number in range(count):
-            size = round(2 ** choose.uniform(0, 22)) if number % 3 else choose.choice([100, 40_000, 300_000])
+            size = round(2 ** choose.uniform(0, 22)) if number % 3 else choose.choice([100, 70_000, 300_000])
             start = choose.randrange(4 * MB - size + 1)
             array = source[start : start + size]
             if number % 7 == 0:
@@ -143,7 +143,7 @@ def test_workers_are_killed_with_arrays_on_their_way(serve: Callable[..., Any]) 
     lock = threading.Lock()
 
     def ask(question: int) -> bool:
-        size = (50, 40_000, 300_000, MB)[question % 4]
+        size = (50, 70_000, 300_000, MB)[question % 4]
         start = question * 997 % (3 * MB)
         array = source[start : start + size]
         if question % 5 == 0:

@@ -17,7 +17,7 @@ MB = 1 << 20
 Random = Callable[[int], np.ndarray]
 
 # Below and above where mappings are looked at before they are emptied; and all in one segment.
-sizes = pytest.mark.parametrize("size", [40_000, 300_000, MB, 20 * MB])
+sizes = pytest.mark.parametrize("size", [70_000, 300_000, MB, 20 * MB])
 
 
 @sizes
