@@ -408,7 +408,9 @@ class Loans:
                     raise DecodeError("what was passed beside a descriptor is not understood")
                 return False
             kind, number, size = _PASSED.unpack(data)
-            if not descriptors or (kind == _SEGMENT and len(self._borrowed) >= 2 * store.most_borrowed):
+            # The host keeps to what it was told, but what it says of those to forget may come later than others.
+            is_flood = not self.is_trusted and len(self._borrowed) >= 2 * store.most_borrowed
+            if not descriptors or (kind == _SEGMENT and is_flood):
                 if len(self._lost) < _MOST_WAITING:
                     self._lost.add(number)
                 return True
