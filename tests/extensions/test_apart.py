@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packs with packages and Pythons that contradict each other work in one host; a sandboxed one is shut in."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import atoll
+from atoll.extensions import ExtensionConfig, ExtensionManager, proxy_nodes
+from atoll.processes.sandbox import require_bubblewrap
+from interpreters import INTERPRETERS
+
+Run = Callable[[Callable[[ExtensionManager], Any]], Any]
+Write = Callable[..., Path]
+
+try:
+    require_bubblewrap()
+    _NO_SANDBOX = ""
+except atoll.SandboxUnavailable as error:
+    _NO_SANDBOX = str(error)
+
+NUMPY = """
+    import sys
+    import numpy
+    from atoll_worker import ExtensionBase
+
+    class Blend:
+        RETURN_TYPES = ("IMAGE",)
+        FUNCTION = "blend"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"one": ("IMAGE",), "other": ("IMAGE",)}}
+
+        def blend(self, one, other):
+            assert type(one).__module__ == "numpy"
+            return ((one + other) / numpy.float32(2),)
+
+    NODE_CLASS_MAPPINGS = {f"Blend{numpy.__version__[0]}": Blend}
+
+    class Pack(ExtensionBase):
+        def versions(self):
+            return numpy.__version__, sys.version_info[:2]
+"""
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.skipif(not {"3.10", "3.13"} <= set(INTERPRETERS), reason="no Python 3.10 and 3.13")
+def test_two_numpys_on_two_pythons_exchange_images(run: Run, write: Write) -> None:
+    old = write("old_numpy", NUMPY, "dependencies: ['numpy==1.26.4']\npython: '3.10'\n")
+    write("new_numpy", NUMPY, "dependencies: ['numpy>=2.1,<3']\npython: '3.13'\n")
+
+    async def main(manager: ExtensionManager) -> None:
+        loaded = await manager.load_all(old.parent)
+        assert set(loaded) == {"old_numpy", "new_numpy"}
+        first, second = loaded["old_numpy"], loaded["new_numpy"]
+        assert first.versions() == ("1.26.4", (3, 10))
+        version, python = second.versions()
+        assert (version[:2], python) == ("2.", (3, 13))
+        nodes: Any = {**proxy_nodes(first), **proxy_nodes(second)}
+        assert set(nodes) == {"Blend1", "Blend2"}
+        image = np.zeros((2, 256, 256, 3), np.float32)
+        for step in range(3):
+            (image,) = nodes["Blend1"]().blend(one=image, other=np.ones_like(image))
+            (image,) = nodes["Blend2"]().blend(one=image, other=np.ones_like(image))
+            assert image.dtype == np.float32
+            assert image.shape == (2, 256, 256, 3)
+            assert np.all(image == 1 - 0.25 ** (step + 1))
+
+    run(main)
+
+
+REACHING = """
+    import os
+    import socket
+    from atoll_worker import ExtensionBase
+
+    class Pack(ExtensionBase):
+        def read(self, path):
+            try:
+                with open(path) as file:
+                    return file.read()
+            except OSError as error:
+                return type(error).__name__
+
+        def home(self):
+            try:
+                return os.listdir(os.path.expanduser("~"))
+            except OSError as error:
+                return type(error).__name__
+
+        def connect(self, port):
+            try:
+                with socket.create_connection(("127.0.0.1", port), 5):
+                    return "done"
+            except OSError as error:
+                return type(error).__name__
+"""
+
+
+@pytest.mark.skipif(bool(_NO_SANDBOX), reason=_NO_SANDBOX)
+def test_a_sandboxed_pack_reaches_neither_home_nor_network(
+    run: Run, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret").write_text("mine")
+    monkeypatch.setenv("HOME", str(home))
+    folder = write("reaching", REACHING)
+
+    async def main(manager: ExtensionManager) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            free = await manager.load_extension(ExtensionConfig("free", folder))
+            assert free.read(str(home / "secret")) == "mine"  # the same code, not shut in
+            assert free.connect(port) == "done"
+            shut = await manager.load_extension(ExtensionConfig("shut_in", folder, sandbox=True))
+            assert shut.read(str(home / "secret")) == "FileNotFoundError"
+            assert "secret" not in shut.home()
+            assert shut.connect(port) != "done"
+            assert "class Pack" in shut.read(str(folder / "__init__.py"))
+            given = ExtensionConfig("given", folder, sandbox={"network": True, "read": [str(home)]})
+            open_pack = await manager.load_extension(given)
+            assert open_pack.read(str(home / "secret")) == "mine"
+            assert open_pack.connect(port) == "done"
+
+    run(main)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``atoll extension check`` says what of a pack can run isolated, and why not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import atoll
+from atoll.extensions import check_pack
+
+Write = Callable[..., Path]
+
+PACK = """
+    import numpy as np
+    import yaml
+    import folder_paths
+    from .inner import help
+    try:
+        import comfy.model_management
+    except ImportError:
+        pass
+
+    class Clean:
+        RETURN_TYPES = ("IMAGE",)
+        FUNCTION = "run"
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"image": ("IMAGE",), "by": ("FLOAT", {"default": 1.0})}}
+        def run(self, image, by):
+            return (image * by,)
+
+    class Sampler:
+        RETURN_TYPES = ("LATENT",)
+        FUNCTION = "run"
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"model": ("MODEL",)}}
+        def run(self, model): ...
+
+    class Loader:
+        RETURN_TYPES = ("MODEL",)
+        FUNCTION = "run"
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"name": (folder_paths.get_filename_list("loras"),)}}
+        def run(self, name): ...
+
+    class NoNode:
+        pass
+
+    WEB_DIRECTORY = "./js"
+    NODE_CLASS_MAPPINGS = {"Clean": Clean, "Sampler": Sampler, "Loader": Loader}
+"""
+SCHEMA = """
+    from comfy_api.latest import io, ui
+
+    class Preview(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(node_id="Preview", inputs=[io.Image.Input("image"), io.Clip.Input("clip")])
+        @classmethod
+        def execute(cls, image):
+            return io.NodeOutput(ui=ui.PreviewImage(image, cls=cls), name=cls.hidden.unique_id)
+"""
+
+
+def test_what_can_and_what_cannot(write: Write) -> None:
+    manifest = "dependencies: [numpy, pyyaml]\n"
+    folder = write("mixed", PACK, manifest, inner__py="import scipy\n", schema__py=SCHEMA)
+    report = check_pack(folder)
+    assert report.nodes == {"Clean": "yes", "Sampler": "look", "Loader": "no", "Preview": "no"}
+    assert not report.can_be_isolated
+    said = {(finding.level, finding.place, finding.node, finding.text.partition(":")[0]) for finding in report.findings}
+    assert said == {
+        ("no", "__init__.py:4", "", "imports folder_paths"),
+        ("look", "__init__.py:7", "", "imports comfy.model_management"),
+        ("look", "__init__.py:25", "Sampler", "takes MODEL, which is passed as a reference"),
+        ("no", "__init__.py:33", "Loader", "uses folder_paths of the host's module folder_paths"),
+        ("look", "__init__.py:39", "", "WEB_DIRECTORY"),
+        ("look", "inner.py:1", "", "imports scipy, which no dependency of manifest.yaml is named after"),
+        ("look", "schema.py:7", "Preview", "takes CLIP, which is passed as a reference"),
+        ("no", "schema.py:10", "Preview", "uses ui.PreviewImage, which needs the host's folders"),
+        ("no", "schema.py:10", "Preview", "uses cls.hidden, which is the host's"),
+    }
+
+
+def test_nothing_of_a_pack_is_run(write: Write) -> None:
+    folder = write("running", "raise SystemExit('was run')\n", "isolated: false\n")
+    report = check_pack(folder)
+    assert report.can_be_isolated
+    assert [finding.text.partition(",")[0] for finding in report.findings] == [
+        "says isolated: false",
+        "no node class can be seen in its text; its methods can be called",
+    ]
+
+
+def test_what_is_no_python_and_what_is_no_pack(write: Write) -> None:
+    folder = write("broken", "def f(:\n")
+    assert [finding.place for finding in check_pack(folder).findings if finding.level == "no"] == ["__init__.py:1"]
+    with pytest.raises(atoll.ManifestError, match=r"found no __init__\.py"):
+        check_pack(folder.parent)
+
+
+def test_the_command(write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("typer")
+    from atoll.cli import main
+
+    folder = write("mixed", PACK, "dependencies: [numpy, pyyaml]\n", inner__py="")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["atoll", "extension", "check", str(folder)])
+    assert main() == 1
+    out = capsys.readouterr().out
+    assert "✓ Clean\n! Sampler\n✗ Loader\n" in out
+    assert "✗ __init__.py:4: imports folder_paths: the host's folders are not known there" in out
+    assert out.endswith(
+        "of 3 nodes, 2 can run isolated, 1 of them with a look at what is said above; 1 cannot as they are\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["atoll", "extension", "check", "--json", str(folder)])
+    assert main() == 1
+    assert json.loads(capsys.readouterr().out)["nodes"] == {"Clean": "yes", "Sampler": "look", "Loader": "no"}
