@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package atoll
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Args are positional arguments. Anything else that is passed to a call is its only one; nil stands for none.
+type Args []any
+
+// Kwargs are named arguments.
+type Kwargs map[string]any
+
+const (
+	// Larger results are taken out of the connection before they are decoded, so that it serves the next call meanwhile.
+	detachFrom = 1 << 16
+	maxBatch   = 4096
+)
+
+var requests = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+func putRequest(buffer *bytes.Buffer) {
+	if buffer.Cap() <= kept {
+		requests.Put(buffer)
+	}
+}
+
+// request writes a call but for its end, behind the place of a frame's header.
+func request(name string, in any, stream bool) (*bytes.Buffer, error) {
+	buffer := requests.Get().(*bytes.Buffer)
+	buffer.Reset()
+	var header [headerSize]byte
+	buffer.Write(header[:])
+	encoder := json.NewEncoder(buffer)
+	encoder.SetEscapeHTML(false)
+	buffer.WriteString(`{"function":`)
+	err := encoder.Encode(name)
+	switch in := in.(type) {
+	case nil:
+	case Args:
+		if len(in) > 0 {
+			buffer.WriteString(`,"args":`)
+			err = errors.Join(err, encoder.Encode(in))
+		}
+	case Kwargs:
+		if len(in) > 0 {
+			buffer.WriteString(`,"kwargs":`)
+			err = errors.Join(err, encoder.Encode(in))
+		}
+	default:
+		buffer.WriteString(`,"args":[`)
+		err = errors.Join(err, encoder.Encode(in))
+		buffer.WriteByte(']')
+	}
+	if stream {
+		buffer.WriteString(`,"stream":true`)
+	}
+	if err != nil {
+		putRequest(buffer)
+		return nil, &EncodeError{err}
+	}
+	return buffer, nil
+}
+
+// exchange makes a call on a worker. If give is true the caller has the worker still, and gives it back once it has used
+// the answer.
+func (p *Pool) exchange(ctx context.Context, w *worker, request *bytes.Buffer) (f frame, give bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return f, true, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		request.WriteString(`,"timeout":`)
+		request.Write(strconv.AppendFloat(request.AvailableBuffer(), time.Until(deadline).Seconds(), 'f', 6, 64))
+	}
+	request.WriteByte('}')
+	c := w.data[0]
+	c.callID++
+	err = c.send(kindCall, codecJSON, c.callID, request.Bytes())
+	if err == nil {
+		f, err = c.answer(ctx)
+	}
+	var tooLarge *EncodeError
+	var broken *ProtocolError
+	switch {
+	case err == nil:
+		if f.codec != codecJSON {
+			err = protocolError("an answer came in codec %d", f.codec)
+			w.kill()
+		}
+	case errors.As(err, &tooLarge):
+		c.callID--
+	case errors.As(err, &broken):
+		w.kill()
+	case errors.Is(err, errClosed):
+		err = w.died("call")
+	default: // ctx has ended
+		p.open.Add(1)
+		go func() {
+			defer p.ended()
+			w.end()
+			p.dispatcher.put(w)
+		}()
+		return f, false, err
+	}
+	return f, true, err
+}
+
+// take returns a worker that is alive.
+func (p *Pool) take(ctx context.Context) (*worker, error) {
+	p.metrics.queued.Add(1)
+	defer p.metrics.queued.Add(-1)
+	for {
+		w, err := p.dispatcher.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-w.exited:
+			p.dispatcher.discard(w)
+		default:
+			return w, nil
+		}
+	}
+}
+
+// Call calls a function and stores what it returns in out, a pointer, which may be nil.
+//
+// The deadline of ctx is told to the worker. If ctx ends first, Call returns its error at once; the Python code is then
+// interrupted, and its worker ended should that not help. Errors: *RemoteError (the function raised), *WorkerDied,
+// *EncodeError, *DecodeError, ErrQueueFull, ErrBreakerOpen, ErrShutdown, and that of ctx.
+func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
+	if err := p.begin(); err != nil {
+		return err
+	}
+	began := time.Now()
+	defer func() {
+		p.metrics.count(time.Since(began), err)
+		p.ended()
+	}()
+	request, err := request(name, in, false)
+	if err != nil {
+		return err
+	}
+	defer putRequest(request)
+	w, err := p.take(ctx)
+	if err != nil {
+		return err
+	}
+	f, give, err := p.exchange(ctx, w, request)
+	if give {
+		if err == nil && len(f.payload) > detachFrom {
+			w.data[0].detach()
+			p.dispatcher.put(w)
+		} else {
+			defer p.dispatcher.put(w)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return p.decode(f, out)
+}
+
+func (p *Pool) decode(f frame, out any) error {
+	if f.kind == kindError {
+		raised := new(RemoteError)
+		if err := json.Unmarshal(f.payload, raised); err != nil {
+			return protocolError("an error that is none came: %v", err)
+		}
+		return raised
+	}
+	if p.unproven.Load() {
+		p.mutex.Lock()
+		p.unproven.Store(false)
+		if p.policy.proved() {
+			p.options.Logger.Info("workers serve again")
+		}
+		p.mutex.Unlock()
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(f.payload, out); err != nil {
+		return &DecodeError{err}
+	}
+	return nil
+}
+
+// Call calls a function of a pool's service and returns what it returns.
+func Call[Out any](ctx context.Context, p *Pool, name string, in any) (Out, error) {
+	var out Out
+	err := p.Call(ctx, name, in, &out)
+	return out, err
+}
+
+// Stream calls a function that returns an iterator, such as a generator, and yields its items as they come. Nothing is
+// produced that was not asked for, batches aside that grow while items come quickly. Leaving the loop closes the
+// generator. The stream has a worker to itself for as long as it lasts. An error is the last that is yielded.
+func Stream[Item any](ctx context.Context, p *Pool, name string, in any) iter.Seq2[Item, error] {
+	return func(yield func(Item, error) bool) {
+		var none Item
+		s, err := p.openStream(ctx, name, in)
+		if err != nil {
+			yield(none, err)
+			return
+		}
+		defer s.close()
+		for batch := 1; ; batch = min(2*batch, maxBatch) {
+			var answer struct {
+				items []Item
+				ended bool
+			}
+			err := s.call(ctx, "__next__", Args{s.number, batch}, &pair{&answer.items, &answer.ended})
+			if err != nil {
+				yield(none, err)
+				return
+			}
+			for _, item := range answer.items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+			if answer.ended {
+				s.number = 0
+				return
+			}
+		}
+	}
+}
+
+// A pair is a JSON array of two.
+type pair struct{ first, second any }
+
+func (p *pair) UnmarshalJSON(data []byte) error {
+	parts := []any{p.first, p.second}
+	return json.Unmarshal(data, &parts)
+}
+
+type stream struct {
+	pool   *Pool
+	worker *worker // nil once it is somebody else's
+	number int
+	began  time.Time
+	err    error
+}
+
+func (p *Pool) openStream(ctx context.Context, name string, in any) (*stream, error) {
+	if err := p.begin(); err != nil {
+		return nil, err
+	}
+	s := &stream{pool: p, began: time.Now()}
+	opening, err := request(name, in, true)
+	if err == nil {
+		defer putRequest(opening)
+		s.worker, err = p.take(ctx)
+	}
+	if err == nil {
+		err = s.send(ctx, opening, &s.number)
+	}
+	if err != nil {
+		s.err = err
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *stream) call(ctx context.Context, name string, args Args, out any) error {
+	request, err := request(name, args, false)
+	if err != nil {
+		return err
+	}
+	defer putRequest(request)
+	return s.send(ctx, request, out)
+}
+
+func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error {
+	f, give, err := s.pool.exchange(ctx, s.worker, request)
+	if !give {
+		s.worker = nil
+	}
+	if err == nil {
+		err = s.pool.decode(f, out)
+	}
+	if err != nil {
+		s.err = err
+		var raised *RemoteError
+		if errors.As(err, &raised) {
+			s.number = 0 // an iterator that raised has ended
+		}
+	}
+	return err
+}
+
+func (s *stream) close() {
+	if s.worker != nil {
+		if s.number != 0 && s.err == nil {
+			ctx, stop := context.WithTimeout(context.Background(), endGrace)
+			_ = s.call(ctx, "__close__", Args{s.number}, nil)
+			stop()
+		}
+		if s.worker != nil {
+			s.pool.dispatcher.put(s.worker)
+		}
+	}
+	s.pool.metrics.count(time.Since(s.began), s.err)
+	s.pool.ended()
+}

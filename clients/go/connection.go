@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package atoll
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// One end of a data connection: moving frames, and waiting for them. One goroutine at a time uses it. The caller's own
+// goroutine writes and reads; there is no other that hands frames on.
+
+const (
+	polls  = 50
+	yields = 60
+	// A sleep ends after this long to look again, so that even a lost wake would not hang a call.
+	longestNap = time.Second
+	// Calls that took longer than this are waited for asleep the next time.
+	patience = 500 * time.Microsecond
+)
+
+var errClosed = errors.New("atoll: the connection is closed")
+
+type connection struct {
+	fd        int
+	file      *os.File
+	raw       syscall.RawConn
+	lane      *lane
+	reader    frameReader
+	announced bool
+	spin      bool
+	patient   bool
+	callID    uint64
+}
+
+// newConnection takes over a non-blocking socket.
+func newConnection(fd int, lane *lane) (*connection, error) {
+	file := os.NewFile(uintptr(fd), "atoll-data")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return &connection{fd: fd, file: file, raw: raw, lane: lane, spin: true}, nil
+}
+
+// hangUp wakes whoever reads; the descriptor stays.
+func (c *connection) hangUp() { _ = syscall.Shutdown(c.fd, syscall.SHUT_RDWR) }
+
+func (c *connection) close() {
+	c.file.Close()
+	if c.lane != nil {
+		c.lane.close()
+	}
+}
+
+// detach leaves the payload of the last frame to whoever has it; the next one is received elsewhere.
+func (c *connection) detach() {
+	if c.reader.start == c.reader.end {
+		c.reader = frameReader{}
+	} else {
+		c.reader.data = append([]byte(nil), c.reader.data...)
+	}
+}
+
+// send sends a frame whose header's place is the first 16 bytes of data.
+func (c *connection) send(kind, codec byte, callID uint64, data []byte) error {
+	if len(data)-headerSize > maxPayload {
+		return &EncodeError{errors.New("the arguments are larger than a frame may be, which is 1 GiB")}
+	}
+	putHeader(data, kind, codec, callID, len(data)-headerSize)
+	if c.lane != nil {
+		if len(data) <= laneSlot {
+			if c.lane.put(data) {
+				return c.write([]byte{0})
+			}
+			return nil
+		}
+		c.lane.announce()
+	}
+	return c.write(data)
+}
+
+func (c *connection) write(data []byte) error {
+	if _, err := c.file.Write(data); err != nil {
+		return errClosed
+	}
+	return nil
+}
+
+// poll returns the next frame if it is there.
+func (c *connection) poll() (frame, bool, error) {
+	if c.lane != nil && !c.announced {
+		f, ok, announced, err := c.lane.take()
+		c.announced = announced
+		if ok || err != nil || !announced {
+			return f, ok, err
+		}
+	}
+	for {
+		f, ok, err := c.reader.next()
+		if ok || err != nil {
+			c.announced = false
+			return f, ok, err
+		}
+		count, errno := c.receive()
+		if errno == syscall.EAGAIN || errno == syscall.EINTR {
+			return f, false, nil
+		}
+		if errno != 0 || count == 0 {
+			return f, false, errClosed
+		}
+	}
+}
+
+// receive reads what the socket holds now, without a word to Go's scheduler: it takes a microsecond.
+func (c *connection) receive() (int, syscall.Errno) {
+	space := c.reader.space()
+	count, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, uintptr(c.fd),
+		uintptr(unsafe.Pointer(unsafe.SliceData(space))), uintptr(len(space)), syscall.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	c.reader.received(int(count))
+	return int(count), 0
+}
+
+func schedYield() { _, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+
+// wait returns the next frame. An error of ctx leaves the connection in the middle of a call: another wait goes on.
+func (c *connection) wait(ctx context.Context) (frame, error) {
+	if c.spin && !c.patient {
+		if c.lane != nil {
+			for range polls {
+				if c.lane.hasNews() {
+					break
+				}
+			}
+		}
+		for range yields {
+			if f, ok, err := c.poll(); ok || err != nil {
+				return f, err
+			}
+			schedYield()
+		}
+	}
+	began := time.Now()
+	f, err := c.sleep(ctx)
+	c.patient = time.Since(began) > patience
+	return f, err
+}
+
+func (c *connection) sleep(ctx context.Context) (frame, error) {
+	if ctx.Done() != nil {
+		fired := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			_ = c.file.SetReadDeadline(time.Unix(1, 0))
+			close(fired)
+		})
+		defer func() {
+			if !stop() {
+				<-fired
+			}
+		}()
+	}
+	for {
+		f, ok, err := c.nap(ctx)
+		if ok || err != nil {
+			return f, err
+		}
+		if err := ctx.Err(); err != nil {
+			return frame{}, err
+		}
+	}
+}
+
+func (c *connection) nap(ctx context.Context) (frame, bool, error) {
+	slot := c.lane != nil && !c.announced
+	if slot {
+		c.lane.sleeping(true)
+		defer c.lane.sleeping(false)
+		if c.lane.hasNews() {
+			return c.poll()
+		}
+	}
+	_ = c.file.SetReadDeadline(time.Now().Add(longestNap))
+	if ctx.Err() != nil { // its end may have been said before the line above
+		return frame{}, false, nil
+	}
+	count, errno := 0, syscall.Errno(0)
+	err := c.raw.Read(func(uintptr) bool {
+		count, errno = c.receive()
+		return errno != syscall.EAGAIN && errno != syscall.EINTR
+	})
+	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return c.poll()
+		}
+		return frame{}, false, errClosed
+	}
+	if errno != 0 || count == 0 {
+		// What a dying worker still published in its slot counts as said.
+		if slot && c.lane.hasNews() {
+			return c.poll()
+		}
+		return frame{}, false, errClosed
+	}
+	return c.poll()
+}
+
+// answer waits for the answer to the call in progress.
+func (c *connection) answer(ctx context.Context) (frame, error) {
+	f, err := c.wait(ctx)
+	if err != nil {
+		return f, err
+	}
+	if f.kind != kindResult && f.kind != kindError {
+		return f, protocolError("a frame of kind %d came where an answer was due", f.kind)
+	}
+	if f.callID != c.callID {
+		return f, protocolError("an answer carries call id %d, but %d is the one in turn", f.callID, c.callID)
+	}
+	return f, nil
+}

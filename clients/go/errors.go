@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package atoll
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+var (
+	// ErrShutdown is returned by calls of a pool that is shut down.
+	ErrShutdown = errors.New("atoll: the pool is shut down")
+	// ErrQueueFull is returned at once when Options.MaxQueue callers wait already.
+	ErrQueueFull = errors.New("atoll: too many callers wait for a worker")
+	// ErrBreakerOpen is returned at once while workers are not started again, because they kept dying.
+	ErrBreakerOpen = errors.New("atoll: workers of this service keep dying; the next is started after a pause")
+)
+
+// A RemoteError is what a Python function raised.
+type RemoteError struct {
+	Type      string   `json:"type"`      // name of the exception's class, such as "ValueError"
+	Module    string   `json:"module"`    // that the class is from
+	Message   string   `json:"message"`   // str() of the exception
+	Notes     []string `json:"notes"`     // its __notes__
+	Traceback string   `json:"traceback"` // as Python prints it
+	// Own names an error of atoll's own: "FunctionNotFound", "DecodeError", "EncodeError" or "Cancelled". Empty for what
+	// the function raised.
+	Own string `json:"atoll"`
+}
+
+func (e *RemoteError) Error() string {
+	name := e.Type
+	if e.Own != "" {
+		name = e.Own
+	}
+	if e.Message == "" {
+		return name
+	}
+	return name + ": " + e.Message
+}
+
+// An EncodeError says that arguments cannot be written as JSON.
+type EncodeError struct{ Err error }
+
+func (e *EncodeError) Error() string {
+	return "atoll: the arguments cannot be passed: " + e.Err.Error()
+}
+func (e *EncodeError) Unwrap() error { return e.Err }
+
+// A DecodeError says that a result does not fit what it was to be stored in.
+type DecodeError struct{ Err error }
+
+func (e *DecodeError) Error() string { return "atoll: the result does not fit: " + e.Err.Error() }
+func (e *DecodeError) Unwrap() error { return e.Err }
+
+// A WorkerDied says that a worker's process ended while it was needed.
+type WorkerDied struct {
+	PID    int
+	Status string   // how it ended, such as "exit status 3" or "signal: killed"
+	Phase  string   // "start", "setup" or "call"
+	Stderr []string // the last lines it printed there
+}
+
+func (e *WorkerDied) Error() string {
+	text := fmt.Sprintf("atoll: the worker (pid %d) ended with %s during %s", e.PID, e.Status, e.Phase)
+	if len(e.Stderr) > 0 {
+		text += "; the last it said:\n" + strings.Join(e.Stderr, "\n")
+	}
+	return text
+}
+
+// A StartError says why a worker could not be started.
+type StartError struct {
+	Phase     string
+	Message   string
+	Traceback string // of what the service raised, if it did
+}
+
+func (e *StartError) Error() string {
+	text := "atoll: the worker could not be started: " + e.Message
+	if e.Traceback != "" {
+		text += "\n" + strings.TrimRight(e.Traceback, "\n")
+	}
+	return text
+}

@@ -1,0 +1,3 @@
+module atoll/clients/go
+
+go 1.23

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package atoll
+
+import "time"
+
+// When a worker is started again. Decides only: it reads no clock and waits for nothing.
+
+// Restart says when workers that died are started again.
+type Restart struct {
+	First      time.Duration // pause after the first death; it doubles with each that follows (100 ms)
+	Longest    time.Duration // and grows no longer than this (10 s)
+	MaxDeaths  int           // so many deaths within Window open the breaker (5)
+	Window     time.Duration // (1 min)
+	BreakerFor time.Duration // how long calls are refused then, before workers are tried again (30 s)
+}
+
+func (r Restart) withDefaults() Restart {
+	if r.First == 0 {
+		r.First = 100 * time.Millisecond
+	}
+	if r.Longest == 0 {
+		r.Longest = 10 * time.Second
+	}
+	if r.MaxDeaths == 0 {
+		r.MaxDeaths = 5
+	}
+	if r.Window == 0 {
+		r.Window = time.Minute
+	}
+	if r.BreakerFor == 0 {
+		r.BreakerFor = 30 * time.Second
+	}
+	return r
+}
+
+type policy struct {
+	restart  Restart
+	deaths   []time.Time // within the window
+	row      int         // deaths since a call last succeeded
+	openedAt time.Time   // zero: the breaker is closed
+}
+
+// died returns when the worker may be started again.
+func (p *policy) died(now time.Time) time.Time {
+	p.row++
+	recent := p.deaths[:0]
+	for _, one := range p.deaths {
+		if now.Sub(one) < p.restart.Window {
+			recent = append(recent, one)
+		}
+	}
+	p.deaths = append(recent, now)
+	if !p.openedAt.IsZero() || len(p.deaths) >= p.restart.MaxDeaths {
+		p.openedAt = now // also of the worker that was tried
+	}
+	if !p.openedAt.IsZero() {
+		return now.Add(p.restart.BreakerFor)
+	}
+	pause := p.restart.First
+	for range p.row - 1 {
+		if pause *= 2; pause >= p.restart.Longest {
+			return now.Add(p.restart.Longest)
+		}
+	}
+	return now.Add(min(pause, p.restart.Longest))
+}
+
+// refuses tells whether calls are refused. Once the pause is over they wait for the worker that is tried.
+func (p *policy) refuses(now time.Time) bool {
+	return !p.openedAt.IsZero() && now.Sub(p.openedAt) < p.restart.BreakerFor
+}
+
+// proved says that a call succeeded: its worker is of use, so the breaker closes. True if it was open.
+func (p *policy) proved() bool {
+	wasOpen := !p.openedAt.IsZero()
+	p.row = 0
+	p.openedAt = time.Time{}
+	if wasOpen {
+		p.deaths = nil
+	}
+	return wasOpen
+}

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package atoll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options say what is to be called, and how its workers are to be.
+type Options struct {
+	Python       string   // the interpreter: a path or a name; "python3" if empty
+	WorkerFolder string   // the folder of the package atoll_worker; if empty, where $ATOLL_WORKER says or Python finds it
+	Service      string   // path of the file whose functions are called
+	Module       string   // or the name of a module, if Service is empty
+	Class        string   // a Service class of it; if empty, all that is exposed
+	SysPath      []string // folders that modules are imported from, beside the environment's
+	Environ      []string // more environment variables, as "NAME=value"
+
+	Workers        int           // how many there are (1); each answers one call at a time
+	MaxQueue       int           // callers that may wait for one (100,000)
+	StartTimeout   time.Duration // for a worker to be ready (1 min)
+	HealthInterval time.Duration // between pings (10 s)
+	HealthTimeout  time.Duration // without a sign of life, after which a worker is killed (30 s)
+	Restart        Restart
+
+	NoLane bool         // use sockets alone, not shared memory beside them
+	NoSpin bool         // sleep at once instead of polling for some microseconds
+	Logger *slog.Logger // slog.Default() if nil
+}
+
+func (o *Options) complete() error {
+	set := func(what *int, value int) {
+		if *what == 0 {
+			*what = value
+		}
+	}
+	setTime := func(what *time.Duration, value time.Duration) {
+		if *what == 0 {
+			*what = value
+		}
+	}
+	set(&o.Workers, 1)
+	set(&o.MaxQueue, 100_000)
+	setTime(&o.StartTimeout, time.Minute)
+	setTime(&o.HealthInterval, 10*time.Second)
+	setTime(&o.HealthTimeout, 30*time.Second)
+	o.Restart = o.Restart.withDefaults()
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Workers < 1 || o.MaxQueue < 0 {
+		return fmt.Errorf("atoll: Workers is %d and MaxQueue %d; at least 1 and 0 are needed", o.Workers, o.MaxQueue)
+	}
+	if (o.Service == "") == (o.Module == "") {
+		return errors.New("atoll: one of Service, the path of a file, and Module, a name, must be given")
+	}
+	if o.Service != "" {
+		path, err := filepath.Abs(o.Service)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("atoll: the service cannot be read: %w", err)
+		}
+		o.Service = path
+	}
+	if o.Python == "" {
+		o.Python = "python3"
+	}
+	python, err := exec.LookPath(o.Python)
+	if err != nil {
+		return fmt.Errorf("atoll: there is no interpreter: %w", err)
+	}
+	if o.Python, err = filepath.Abs(python); err != nil {
+		return err
+	}
+	return o.findWorkerFolder()
+}
+
+func (o *Options) findWorkerFolder() error {
+	if o.WorkerFolder == "" {
+		o.WorkerFolder = os.Getenv("ATOLL_WORKER")
+	}
+	if o.WorkerFolder == "" {
+		asked := exec.Command(o.Python, "-c", "import atoll_worker; print(atoll_worker.__path__[0])")
+		answer, err := asked.Output()
+		if err != nil {
+			return fmt.Errorf("atoll: %s does not find the package atoll_worker; "+
+				"say in Options.WorkerFolder or $ATOLL_WORKER where it is", o.Python)
+		}
+		o.WorkerFolder = strings.TrimSpace(string(answer))
+	}
+	if _, err := os.Stat(filepath.Join(o.WorkerFolder, "__main__.py")); err != nil {
+		return fmt.Errorf("atoll: %q is not the folder of the package atoll_worker: %w", o.WorkerFolder, err)
+	}
+	return nil
+}
+
+// environment is this program's, less what would make another Python part of the worker's.
+func (o *Options) environment() []string {
+	var environ []string
+	for _, one := range os.Environ() {
+		name, _, _ := strings.Cut(one, "=")
+		switch name {
+		case "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP":
+		default:
+			environ = append(environ, one)
+		}
+	}
+	return append(environ, o.Environ...)
+}
+
+// load is the payload of LOAD.
+func (o *Options) load() map[string]any {
+	var class any
+	if o.Class != "" {
+		class = o.Class
+	}
+	entry := map[string]any{"kind": "file", "path": o.Service, "class": class}
+	if o.Service == "" {
+		entry = map[string]any{"kind": "module", "module": o.Module, "class": class}
+	}
+	level := 30
+	switch ctx := context.Background(); {
+	case o.Logger.Enabled(ctx, slog.LevelDebug):
+		level = 10
+	case o.Logger.Enabled(ctx, slog.LevelInfo):
+		level = 20
+	}
+	path := o.SysPath
+	if path == nil {
+		path = []string{}
+	}
+	return map[string]any{"entry": entry, "sys_path": path, "log_level": level}
+}
+
+// A Pool is the workers of one service. Its methods may be called from any goroutine.
+type Pool struct {
+	options    Options
+	dispatcher dispatcher
+	metrics    metrics
+	mutex      sync.Mutex
+	policy     policy
+	unproven   atomic.Bool // a worker died since the last call that succeeded
+	workers    sync.WaitGroup
+	closing    atomic.Bool
+	open       atomic.Int64 // calls
+	drained    chan struct{}
+	drainOnce  sync.Once
+	ending     context.Context // ends when workers are to stop
+	endNow     context.CancelFunc
+	stopping   context.Context // of Shutdown: how long they may take
+	errors     []error
+}
+
+// Start starts workers, all at a time, and returns when they are ready. Nothing is left behind if that fails.
+func Start(ctx context.Context, options Options) (*Pool, error) {
+	if err := options.complete(); err != nil {
+		return nil, err
+	}
+	p := &Pool{options: options, drained: make(chan struct{}), policy: policy{restart: options.Restart}}
+	p.dispatcher.maxQueue = options.MaxQueue
+	p.ending, p.endNow = context.WithCancel(context.Background())
+	starting, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	type started struct {
+		worker *worker
+		err    error
+	}
+	results := make(chan started, options.Workers)
+	for range options.Workers {
+		go func() {
+			w, err := p.start(starting)
+			results <- started{w, err}
+		}()
+	}
+	var workers []*worker
+	var failure error
+	for range options.Workers {
+		one := <-results
+		if one.err != nil && failure == nil {
+			failure = one.err
+			giveUp()
+		}
+		if one.worker != nil {
+			workers = append(workers, one.worker)
+		}
+	}
+	if failure != nil {
+		for _, w := range workers {
+			w.kill()
+			<-w.exited
+			w.close()
+		}
+		p.endNow()
+		return nil, failure
+	}
+	for _, w := range workers {
+		p.workers.Add(1)
+		p.metrics.ready.Add(1)
+		p.dispatcher.put(w)
+		go p.supervise(w)
+	}
+	return p, nil
+}
+
+func (p *Pool) start(ctx context.Context) (*worker, error) {
+	ctx, stop := context.WithTimeout(ctx, p.options.StartTimeout)
+	defer stop()
+	return startWorker(ctx, &p.options)
+}
+
+// supervise keeps one worker alive until the pool ends.
+func (p *Pool) supervise(w *worker) {
+	defer p.workers.Done()
+	for {
+		if w != nil {
+			p.watch(w)
+			p.metrics.ready.Add(-1)
+			p.dispatcher.remove(w)
+			if p.ending.Err() != nil {
+				return
+			}
+			p.options.Logger.Warn("a worker has ended", "pid", w.pid, "status", w.status)
+		}
+		if !p.pause() {
+			return
+		}
+		var err error
+		if w, err = p.start(p.ending); err != nil {
+			if p.ending.Err() != nil {
+				return
+			}
+			p.options.Logger.Error("a worker cannot be started", "error", err)
+			w = nil
+			continue
+		}
+		p.metrics.restarts.Add(1)
+		p.metrics.ready.Add(1)
+		p.dispatcher.put(w)
+	}
+}
+
+// pause waits until the next worker may be started; false if none is to be.
+func (p *Pool) pause() bool {
+	p.mutex.Lock()
+	now := time.Now()
+	until := p.policy.died(now)
+	p.unproven.Store(true)
+	refuses := p.policy.refuses(now) && p.metrics.ready.Load() == 0
+	if refuses && p.ending.Err() == nil {
+		p.options.Logger.Error("workers keep dying; calls are refused for a while", "until", until)
+		p.metrics.breaker.Store(1)
+		p.dispatcher.refuse(ErrBreakerOpen)
+	}
+	p.mutex.Unlock()
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.ending.Done():
+		return false
+	}
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if p.metrics.breaker.Load() == 1 && !p.policy.refuses(time.Now()) {
+		p.metrics.breaker.Store(0)
+		p.dispatcher.refuse(nil)
+	}
+	return true
+}
+
+// watch pings a worker until it has ended, which it brings about if there is no answer or the pool ends.
+func (p *Pool) watch(w *worker) {
+	w.pong.Store(time.Now().UnixNano())
+	ticker := time.NewTicker(p.options.HealthInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-w.exited:
+			return
+		case <-p.ending.Done():
+			if err := w.stop(p.stopping); err != nil {
+				p.mutex.Lock()
+				p.errors = append(p.errors, err)
+				p.mutex.Unlock()
+			}
+			return
+		case <-ticker.C:
+			if time.Since(time.Unix(0, w.pong.Load())) > p.options.HealthTimeout {
+				p.options.Logger.Error("a worker gives no sign of life, and is killed", "pid", w.pid)
+				w.kill()
+				<-w.exited
+				return
+			}
+			// On a goroutine of its own: a worker that is stopped does not read.
+			go w.ping()
+		}
+	}
+}
+
+// Functions returns the names of what can be called, as an idle worker has them.
+func (p *Pool) Functions(ctx context.Context) ([]string, error) {
+	w, err := p.dispatcher.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer p.dispatcher.put(w)
+	return w.about.Functions, nil
+}
+
+// Healthy returns nil if at least one worker is ready, or why calls would fail.
+func (p *Pool) Healthy() error {
+	if p.closing.Load() {
+		return ErrShutdown
+	}
+	if p.metrics.breaker.Load() == 1 {
+		return ErrBreakerOpen
+	}
+	if p.metrics.ready.Load() == 0 {
+		return errors.New("atoll: no worker is ready")
+	}
+	return nil
+}
+
+func (p *Pool) begin() error {
+	p.open.Add(1)
+	if p.closing.Load() {
+		p.ended()
+		return ErrShutdown
+	}
+	return nil
+}
+
+func (p *Pool) ended() {
+	if p.open.Add(-1) == 0 && p.closing.Load() {
+		p.drainOnce.Do(func() { close(p.drained) })
+	}
+}
+
+// Shutdown refuses new calls, lets those in progress and those that wait come to their end, has the workers tear their
+// service down, and returns when all have ended. When ctx ends first, what is left is killed, and its error returned.
+func (p *Pool) Shutdown(ctx context.Context) error {
+	if p.closing.Swap(true) {
+		p.workers.Wait()
+		return nil
+	}
+	p.open.Add(1)
+	p.ended()
+	var late error
+	select {
+	case <-p.drained:
+	case <-ctx.Done():
+		late = fmt.Errorf("atoll: calls were in progress when the time to shut down was over: %w", ctx.Err())
+	}
+	p.mutex.Lock()
+	p.stopping = ctx
+	p.endNow()
+	p.dispatcher.refuse(ErrShutdown)
+	p.mutex.Unlock()
+	p.workers.Wait()
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return errors.Join(append([]error{late}, p.errors...)...)
+}

@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package atoll
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const patient = 60 * time.Second
+
+func options(t testing.TB) Options {
+	t.Helper()
+	worker, err := filepath.Abs("../../src/atoll_worker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	python := os.Getenv("ATOLL_TEST_PYTHON")
+	if python == "" {
+		python = "python3"
+	}
+	return Options{
+		Python:       python,
+		WorkerFolder: worker,
+		Service:      "../../tests/go/services/calls.py",
+		Logger:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Restart:      Restart{First: time.Millisecond, MaxDeaths: 1000},
+	}
+}
+
+func start(t testing.TB, change func(*Options)) (*Pool, context.Context) {
+	t.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), patient)
+	o := options(t)
+	if change != nil {
+		change(&o)
+	}
+	p, err := Start(ctx, o)
+	if err != nil {
+		stop()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		defer stop()
+		if err := p.Shutdown(ctx); err != nil {
+			t.Errorf("shutting down: %v", err)
+		}
+		// Nothing is left of its workers: there is no child but, perhaps, of another test.
+	})
+	return p, ctx
+}
+
+func must[Out any](t testing.TB, out Out, err error) Out {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+func until(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patient); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not in time", what)
+		}
+	}
+}
+
+func TestCalls(t *testing.T) {
+	for name, change := range map[string]func(*Options){
+		"lane":            nil,
+		"socket":          func(o *Options) { o.NoLane = true },
+		"lane, asleep":    func(o *Options) { o.NoSpin = true },
+		"sockets, asleep": func(o *Options) { o.NoLane, o.NoSpin = true, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, ctx := start(t, change)
+			for i := range 200 {
+				sum, err := Call[int](ctx, p, "add", Args{i, 1})
+				if must(t, sum, err) != i+1 {
+					t.Fatalf("%d + 1 is %d", i, sum)
+				}
+			}
+			// Around what fits a slot, and beyond what the socket takes at a time.
+			for _, size := range []int{1000, 65_000, 65_480, 65_500, 65_520, 65_536, 66_000, 300_000, 5_000_000} {
+				text := strings.Repeat("x", size)
+				if must2(Call[string](ctx, p, "echo", text))(t) != text {
+					t.Errorf("%d characters are not those that were sent", size)
+				}
+				if length := must2(Call[int](ctx, p, "size", text))(t); length != size {
+					t.Errorf("%d characters are %d", size, length)
+				}
+			}
+			type point struct {
+				X, Y float64
+				Name string
+			}
+			if got := must2(Call[point](ctx, p, "echo", point{1, 2.5, "<ä & 🏝>"}))(t); got != (point{1, 2.5, "<ä & 🏝>"}) {
+				t.Errorf("got %+v", got)
+			}
+			if got := must2(Call[map[string]int](ctx, p, "echo", Kwargs{"a": 1}))(t); got["a"] != 1 {
+				t.Errorf("got %v", got)
+			}
+			if err := p.Call(ctx, "later", Args{7}, nil); err != nil {
+				t.Error(err)
+			}
+			if raw := must2(Call[json.RawMessage](ctx, p, "echo", nil))(t); string(raw) != "null" {
+				t.Errorf("got %s", raw)
+			}
+		})
+	}
+}
+
+// must2 lets the results of a call be the argument of a function.
+func must2[Out any](out Out, err error) func(testing.TB) Out {
+	return func(t testing.TB) Out {
+		t.Helper()
+		return must(t, out, err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	p, ctx := start(t, nil)
+	var raised *RemoteError
+	_, err := Call[int](ctx, p, "fail", "no")
+	if !errors.As(err, &raised) || raised.Type != "ValueError" || raised.Message != "no" || raised.Own != "" ||
+		!strings.Contains(raised.Traceback, "in fail") || err.Error() != "ValueError: no" {
+		t.Errorf("got %#v", err)
+	}
+	for name, own := range map[string]string{"nothing": "FunctionNotFound", "not_a_number": "EncodeError"} {
+		if _, err := Call[int](ctx, p, name, nil); !errors.As(err, &raised) || raised.Own != own {
+			t.Errorf("%s: got %#v", name, err)
+		}
+	}
+	var encode *EncodeError
+	if _, err := Call[int](ctx, p, "echo", make(chan int)); !errors.As(err, &encode) {
+		t.Errorf("got %#v", err)
+	}
+	var decode *DecodeError
+	if _, err := Call[int](ctx, p, "echo", "text"); !errors.As(err, &decode) {
+		t.Errorf("got %#v", err)
+	}
+	if sum := must2(Call[int](ctx, p, "add", Args{1, 2}))(t); sum != 3 {
+		t.Error("the worker is of no use afterwards")
+	}
+}
+
+func TestManyCallersAtOnce(t *testing.T) {
+	p, ctx := start(t, func(o *Options) { o.Workers = 2 })
+	var group sync.WaitGroup
+	for caller := range 8 {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for i := range 200 {
+				its, cancel := context.WithTimeout(ctx, patient)
+				sum, err := Call[int](its, p, "add", Args{caller * 1000, i})
+				cancel()
+				if err != nil || sum != caller*1000+i {
+					t.Errorf("%d, %v", sum, err)
+					return
+				}
+			}
+		}()
+	}
+	group.Wait()
+}
+
+func TestACallThatIsGivenUpStopsThePythonCode(t *testing.T) {
+	p, ctx := start(t, nil)
+	pid := must2(Call[int](ctx, p, "pid", nil))(t)
+	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer stop()
+	if _, err := Call[string](short, p, "sleep", 1000); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	ended := must2(Call[[]string](ctx, p, "ended", nil))(t)
+	if len(ended) != 1 || ended[0] != "Cancelled" {
+		t.Errorf("it ended with %v", ended)
+	}
+	if now := must2(Call[int](ctx, p, "pid", nil))(t); now != pid {
+		t.Error("its worker was ended for it")
+	}
+	short, stop = context.WithTimeout(ctx, 20*time.Millisecond)
+	defer stop()
+	if _, err := Call[string](short, p, "until_cancelled", nil); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	until(t, "code that asks is told", func() bool {
+		ended := must2(Call[[]string](ctx, p, "ended", nil))(t)
+		return ended[len(ended)-1] == "cooperative"
+	})
+}
+
+func TestAWorkerWhoseCallCannotBeStoppedIsReplaced(t *testing.T) {
+	p, ctx := start(t, nil)
+	pid := must2(Call[int](ctx, p, "pid", nil))(t)
+	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer stop()
+	if err := p.Call(short, "stubborn", 1000, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	until(t, "another worker", func() bool {
+		now, err := Call[int](ctx, p, "pid", nil)
+		return err == nil && now != pid
+	})
+	if exists(pid) {
+		t.Error("the first worker is still there")
+	}
+}
+
+func TestADeadWorkerIsReportedAndReplaced(t *testing.T) {
+	p, ctx := start(t, nil)
+	var died *WorkerDied
+	err := p.Call(ctx, "die", 7, nil)
+	if !errors.As(err, &died) || died.Status != "exit status 7" || len(died.Stderr) != 1 || died.Stderr[0] != "last words" {
+		t.Fatalf("got %#v", err)
+	}
+	until(t, "another worker", func() bool {
+		sum, err := Call[int](ctx, p, "add", Args{1, 1})
+		return err == nil && sum == 2
+	})
+	var text bytes.Buffer
+	if err := p.WriteMetrics(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		`atoll_calls_total{outcome="died"} 1`, "atoll_worker_restarts_total 1", "atoll_workers_ready 1",
+		"# TYPE atoll_call_seconds histogram", `atoll_call_seconds_bucket{le="+Inf"}`,
+	} {
+		if !strings.Contains(text.String(), line) {
+			t.Errorf("no %s in\n%s", line, text.String())
+		}
+	}
+}
+
+func TestTheBreakerRefusesCallsWhileWorkersKeepDying(t *testing.T) {
+	p, ctx := start(t, func(o *Options) {
+		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 2, BreakerFor: 300 * time.Millisecond}
+	})
+	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "die", 3, nil), ErrBreakerOpen) })
+	if p.Healthy() == nil {
+		t.Error("a pool without workers is healthy")
+	}
+	until(t, "a worker on trial", func() bool {
+		sum, err := Call[int](ctx, p, "add", Args{1, 1})
+		return err == nil && sum == 2
+	})
+	if err := p.Healthy(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAWorkerThatGivesNoSignOfLifeIsKilled(t *testing.T) {
+	p, ctx := start(t, func(o *Options) { o.HealthInterval, o.HealthTimeout = 20*time.Millisecond, 500*time.Millisecond })
+	pid := must2(Call[int](ctx, p, "pid", nil))(t)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var died *WorkerDied
+	if err := p.Call(ctx, "add", Args{1, 1}, nil); !errors.As(err, &died) || died.Status != "signal: killed" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestStreams(t *testing.T) {
+	p, ctx := start(t, nil)
+	for _, name := range []string{"count", "count_slowly"} {
+		next := 0
+		for number, err := range Stream[int](ctx, p, name, 3000) {
+			if must(t, number, err) != next {
+				t.Fatalf("%d came, not %d", number, next)
+			}
+			next++
+		}
+		if next != 3000 {
+			t.Errorf("%d items", next)
+		}
+	}
+	var raised *RemoteError
+	var failure error
+	items := 0
+	for _, err := range Stream[int](ctx, p, "count", Args{5, 2}) {
+		if failure = err; err == nil {
+			items++
+		}
+	}
+	if items != 2 || !errors.As(failure, &raised) || raised.Message != "no 2" {
+		t.Errorf("%d items, then %v", items, failure)
+	}
+	before := len(must2(Call[[]string](ctx, p, "ended", nil))(t))
+	for range Stream[int](ctx, p, "count", 1_000_000) {
+		break
+	}
+	if now := len(must2(Call[[]string](ctx, p, "ended", nil))(t)); now != before+1 {
+		t.Error("the generator was not closed")
+	}
+}
+
+func TestShutdownLetsCallsEnd(t *testing.T) {
+	p, ctx := start(t, nil)
+	result := make(chan error, 1)
+	go func() { result <- p.Call(ctx, "sleep", 0.2, nil) }()
+	until(t, "the call", func() bool { return p.open.Load() == 1 })
+	if err := p.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-result; err != nil {
+		t.Errorf("the call in progress: %v", err)
+	}
+	if err := p.Call(ctx, "add", Args{1, 1}, nil); !errors.Is(err, ErrShutdown) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestShutdownHonoursItsContext(t *testing.T) {
+	p, ctx := start(t, nil)
+	pid := must2(Call[int](ctx, p, "pid", nil))(t)
+	result := make(chan error, 1)
+	go func() { result <- p.Call(ctx, "stubborn", 1000, nil) }()
+	until(t, "the call", func() bool { return p.open.Load() == 1 })
+	short, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer stop()
+	if err := p.Shutdown(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if exists(pid) {
+		t.Error("the worker is still there")
+	}
+	if err := <-result; err == nil {
+		t.Error("the call came to its end")
+	}
+}
+
+func TestAServiceThatCannotBeLoaded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "broken.py")
+	if err := os.WriteFile(path, []byte("raise ValueError('not today')\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := options(t)
+	o.Service, o.Workers = path, 2
+	_, err := Start(context.Background(), o)
+	var failed *StartError
+	if !errors.As(err, &failed) || !strings.Contains(failed.Message, "not today") || !strings.Contains(failed.Traceback, "broken.py") {
+		t.Errorf("got %v", err)
+	}
+	o.Service = path + "x"
+	if _, err := Start(context.Background(), o); err == nil || !strings.Contains(err.Error(), "broken.pyx") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhatAWorkerSaysIsLogged(t *testing.T) {
+	var mutex sync.Mutex
+	var log bytes.Buffer
+	write := writerFunc(func(data []byte) (int, error) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return log.Write(data)
+	})
+	p, ctx := start(t, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(write, nil)) })
+	if err := p.Call(ctx, "log", "a word", nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "both lines", func() bool {
+		mutex.Lock()
+		defer mutex.Unlock()
+		text := log.String()
+		return strings.Contains(text, "level=WARN msg=\"a word\"") && strings.Contains(text, "stream=stdout")
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
+
+// TestNoOrphans runs this very program once more, and kills it.
+func TestNoOrphans(t *testing.T) {
+	if os.Getenv("ATOLL_TEST_ORPHANS") != "" {
+		p, ctx := start(t, func(o *Options) { o.Workers = 2 })
+		fmt.Printf("worker %d\n", must2(Call[int](ctx, p, "pid", nil))(t))
+		_ = p.Call(ctx, "stubborn", 1000, nil)
+		return
+	}
+	command := exec.Command(os.Args[0], "-test.run=^TestNoOrphans$", "-test.v")
+	command.Env = append(os.Environ(), "ATOLL_TEST_ORPHANS=1")
+	output, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := 0
+	var text []byte
+	for piece := make([]byte, 1000); pid == 0; {
+		count, err := output.Read(piece)
+		text = append(text, piece[:count]...)
+		if _, after, found := strings.Cut(string(text), "worker "); found && strings.Contains(after, "\n") {
+			number, _, _ := strings.Cut(after, "\n")
+			pid, _ = strconv.Atoi(strings.TrimSpace(number))
+		}
+		if err != nil && pid == 0 {
+			t.Fatalf("it said %q", text)
+		}
+	}
+	if !exists(pid) {
+		t.Fatal("there is no worker")
+	}
+	_ = command.Process.Kill()
+	_ = command.Wait()
+	until(t, "the end of its worker", func() bool {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(state), ") Z ")
+	})
+}
