@@ -153,6 +153,7 @@ class Call:
         self.thread = get_ident()
         self.index = 0
         self.meta = None
+        self.deadline = 0.0  # the wire has none
         self.call_number = 0
         self.in_user_code = False
         self.unsettled = False
@@ -415,9 +416,12 @@ class Server:
             raise error
         if self.call.cancelled_call == self._number and _is_cancellation(error):
             return write_error(request.id, f"Cancelled: {self.call.reason}", self._codec)
-        from ..channel import describe_raised
+        try:
+            from ..channel import describe_raised  # what an error needs, and a start does not
 
-        described = describe_raised(error)
+            described = describe_raised(error)
+        except Exception:  # no memory, or no descriptor to import by
+            described = {"type": type(error).__name__, "message": "", "text": ""}
         logger().error(
             "%s raised, called by request %.100r\n%s", request.method, request.id, described["text"].rstrip()
         )
