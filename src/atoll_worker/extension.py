@@ -251,7 +251,7 @@ def function_of(cls: Any) -> str:
 
 def described_schema(cls: Any) -> Any:
     """A V3 node's schema, as what its host evaluates, or as plain data."""
-    define = getattr(cls, "define_schema", None) or cls.DEFINE_SCHEMA
+    define = getattr(cls, "DEFINE_SCHEMA", None) or cls.define_schema
     schema = define()
     node_id = getattr(schema, "node_id", None)
     if isinstance(node_id, str):  # of the host's own interface: the pack runs in the host
