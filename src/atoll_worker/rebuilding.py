@@ -38,7 +38,10 @@ def rebuild(described: dict[str, Any], service: str, pid: int, place: str) -> Re
     """
     error = _rebuild_one(described, service, pid, place)
     error.remote_traceback = str(described.get("text", ""))
-    return error
+    try:
+        return error
+    finally:
+        del error  # or the frames of its traceback would keep it, and it them: until the next collection
 
 
 def _rebuild_one(described: dict[str, Any], service: str, pid: int, place: str) -> RemoteError:
@@ -58,7 +61,10 @@ def _rebuild_one(described: dict[str, Any], service: str, pid: int, place: str) 
     if "cause" in described:
         error.__cause__ = _rebuild_one(described["cause"], service, pid, place)
     error.__suppress_context__ = described["suppress_context"]
-    return error
+    try:
+        return error
+    finally:
+        del error  # as above
 
 
 def _instance(described: dict[str, Any], members: list[RemoteError]) -> RemoteError:
@@ -174,7 +180,10 @@ def _traceback(frames: list[Any], boundary: str) -> TracebackType | None:
     result: TracebackType | None = None
     for filename, line, function, text in reversed([(boundary, 1, "call", ""), *frames]):
         result = _entry(str(filename), int(line), str(function), str(text), result)
-    return result
+    try:
+        return result
+    finally:
+        del result  # its frames lead back to this one
 
 
 def _without_columns(source: str) -> CodeType:
@@ -209,5 +218,8 @@ def _entry(filename: str, line: int, function: str, text: str, below: TracebackT
             if len(lines) >= line:
                 lines[line - 1] = text + "\n"
                 linecache.cache[filename] = (1, None, lines, filename)
-        return TracebackType(below, frame.tb_frame, frame.tb_lasti, max(line, 1))
+        try:
+            return TracebackType(below, frame.tb_frame, frame.tb_lasti, max(line, 1))
+        finally:
+            del own, frame, below
     return below

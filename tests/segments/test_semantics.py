@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 import atoll
 from atoll_worker.allocation import segment_of, span_of
+from conditions import until
 from segment_counts import until_given_back
 
 MB = 1 << 20
@@ -201,6 +205,82 @@ def test_nested(write: Callable[[str, str], Path], random_bytes: Random) -> None
     assert np.array_equal(result["frame"].pixels, two)
     assert np.array_equal(result["frame"].more["old"][0], one)
     assert result["count"] == 2
+
+
+# -- nothing is left to the collector of cycles ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def cancelled(call: Any) -> Any:
+    until(call.running)
+    call.cancel()
+    try:
+        return call.result()
+    finally:
+        del call  # what it raises has this frame
+
+
+WAYS_TO_FAIL: dict[str, Callable[[Any, Any], object]] = {
+    "plainly": lambda service, x: service.fail(x),
+    "with options": lambda service, x: service.fail.options(timeout=60)(x),
+    "in the background": lambda service, x: service.fail.submit(x).result(),
+    "with out": lambda service, x: service.invert_and_fail(x, out=x),
+    "not encoded": lambda service, x: service.fail(x, object()),
+    "cancelled": lambda service, x: cancelled(service.call_back.submit(lambda _: threading.Event().wait(0.3), x)),
+    "in a callback": lambda service, x: service.call_back(lambda y: y.no_such_thing, x),
+    "late": lambda service, x: service.call_back.options(timeout=0.1)(lambda _: threading.Event().wait(0.3), x),
+    "by dying": lambda service, x: service.call_back(
+        lambda _: os.kill(service.status().workers[0].pid, signal.SIGKILL), x
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_FAIL)
+def test_a_call_that_fails_keeps_nothing(service: Any, no_collector: None, way: str) -> None:
+    """Its exception's traceback has frames with the arguments; nothing in these has the exception."""
+    for _ in range(3):
+        x = atoll.empty(MB, "u1")
+        try:
+            WAYS_TO_FAIL[way](service, x)
+        except Exception:
+            del x
+        else:
+            pytest.fail("it did not fail")
+        until(lambda: not atoll.memory().holders)
+
+
+def test_a_call_on_a_loop_that_fails_keeps_nothing(service: Any, no_collector: None) -> None:
+    import asyncio
+
+    async def main() -> None:
+        for fail in (service.fail, service.fail.options(timeout=60)):
+            x = atoll.empty(MB, "u1")
+            try:
+                await fail.aio(x)
+            except ValueError:
+                del x
+            until(lambda: not atoll.memory().holders)
+
+    asyncio.run(main())
+
+
+def test_a_submitted_call_keeps_its_result_as_long_as_it_lives(service: Any, no_collector: None) -> None:
+    for _ in range(3):
+        call = service.make.submit(MB, 1)
+        result = call.result()
+        del result
+        assert atoll.memory().borrowed == 1
+        del call
+        until(lambda: not atoll.memory().borrowed)
 
 
 # -- out= ----------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Call(Future[R]):
         if self._pid != os.getpid():
             return False
         if super().cancel():
-            leave = self._cancellation.on_leave
+            leave, self._cancellation.on_leave = self._cancellation.on_leave, None
             if leave is not None:
                 leave()
             return True
@@ -80,6 +80,8 @@ class Call(Future[R]):
             if isinstance(error, CallCancelled):
                 raise
             raise CallCancelled("the call was cancelled before it began") from None
+        finally:
+            del self  # who is in the error's traceback, and has it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What it raised, once it has ended; otherwise as ``result``."""
@@ -105,13 +107,13 @@ class _Hands:
     def __init__(self, most_threads: Callable[[], int], *, lends: bool) -> None:
         self._most_threads = most_threads
         self._lends = lends
-        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Call[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a finalizer may stop it where its own thread has the lock
         self._stopped = False
         self._threads = 0
         self._free = 0  # threads that wait for a call, less the calls that are on their way to one
 
-    def make(self, future: Future[Any], call: Callable[[], Any]) -> bool:
+    def make(self, future: Call[Any], call: Callable[[], Any]) -> bool:
         """Make the call as soon as a thread is free, and settle the future. False after ``stop``: nothing is done."""
         with self._lock:
             if self._stopped:
@@ -221,6 +223,8 @@ class Submitter:
             dispatcher.give_up(place)
 
         cancellation.on_leave = leave
+        if future.running() or (future.done() and not future.cancelled()):  # so quickly
+            cancellation.on_leave = None
         if pool.closed and self._waiting.pop(future, None) is not None:  # while this was going on
             dispatcher.give_up(place)
             self._make(self._hands, future, call)
@@ -276,12 +280,14 @@ def _with_trace(call: Callable[[], R]) -> Callable[[], R]:
     return partial(contextvars.copy_context().run, call) if tracing.may_trace() else call
 
 
-def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
+def _settle(future: Call[Any], call: Callable[[], Any]) -> None:
     if future.set_running_or_notify_cancel():
+        future._cancellation.on_leave = None  # which leads to the future: its result would live in a circle
         try:
             future.set_result(call())
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
             future.set_exception(error)
+            del future, call  # the error's traceback has this frame
 
 
 _submitters: weakref.WeakKeyDictionary[Pool, Submitter] = weakref.WeakKeyDictionary()

@@ -172,3 +172,4 @@ class Attempt:
             series[function, self.outcome].observe(ended - self.began, ended)
         if self.trace is not None:
             self.trace.end(self.outcome, self.error)
+        self.error = None  # whose traceback has this attempt, and with it the arguments

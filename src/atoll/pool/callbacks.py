@@ -62,7 +62,10 @@ def _answer(
     with nest.turn:  # a call that it left behind comes to its end before: answers are to the innermost call
         nest.ended = True
     channel.nests.pop()
-    return channel.encode_result(result) if failure is None else channel.encode_error(failure)
+    try:
+        return channel.encode_result(result) if failure is None else channel.encode_error(failure)
+    finally:
+        del result, failure  # the traceback has this frame
 
 
 async def answer_async(
@@ -95,4 +98,7 @@ async def answer_async(
     nest.ended = True
     nest.turn.release()
     channel.nests.pop()
-    return channel.encode_result(result) if failure is None else channel.encode_error(failure)
+    try:
+        return channel.encode_result(result) if failure is None else channel.encode_error(failure)
+    finally:
+        del result, failure  # the traceback has this frame

@@ -114,7 +114,10 @@ def raise_broken(pool: Pool, error: BaseException, channel: Channel, attempt: At
         then = f"its worker (pid {worker.pid}) was stopped ({escalation.rung}), and is replaced."
     timed_out = CallTimeout(f"{what} did not answer within {timeout:g} seconds; {then}{where}")
     timed_out.rung = escalation.rung
-    raise timed_out from None
+    try:
+        raise timed_out from None
+    finally:
+        del timed_out
 
 
 def _await_end(channel: Channel, depth: int, escalation: Escalation) -> bool:
@@ -164,11 +167,17 @@ def _raise_gone(pool: Pool, channel: Channel, attempt: Attempt) -> NoReturn:
     function = attempt.function
     cancelled = attempt.was_cancelled
     if cancelled is not None:
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled
     error = channel.worker.died("call")
     if pool.closed:
         raise ServiceClosed(f"service {pool.service!r} was closed while {function!r} was running") from None
-    raise error from None  # that the connection closed says nothing more
+    try:
+        raise error from None  # that the connection closed says nothing more
+    finally:
+        del error
 
 
 def raise_error(pool: Pool, payload: Bytes, buffers: Sequence[Bytes], channel: Channel, attempt: Attempt) -> NoReturn:
@@ -188,7 +197,10 @@ def raise_error(pool: Pool, payload: Bytes, buffers: Sequence[Bytes], channel: C
             error = kind(f"{pool.service}.{function}: {described['message']}")
     except (KeyError, TypeError, AttributeError, ValueError) as malformed:
         raise DecodeError(f"the worker of {pool.service!r} described an error wrongly: {malformed!r}") from None
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame, and those with the arguments
 
 
 def rebuild(service: str, described: dict[str, Any], worker: Worker) -> Exception:
