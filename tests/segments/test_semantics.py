@@ -307,6 +307,18 @@ def test_out_of_plain_memory(service: Any, random_bytes: Random) -> None:
     assert np.array_equal(small, 255 - x[:3])
 
 
+def test_out_of_a_mapped_file(service: Any, random_bytes: Random, tmp_path: Path) -> None:
+    x, out = random_bytes(MB), np.memmap(tmp_path / "out", "u1", "w+", shape=MB)
+    service.invert(x, out=out)
+    assert np.array_equal(out, 255 - x)
+    assert (tmp_path / "out").read_bytes() == (255 - x).tobytes()
+
+
+def test_out_of_objects(service: Any, random_bytes: Random) -> None:
+    with pytest.raises(atoll.EncodeError, match=r"kwargs\['out'\].*objects"):
+        service.invert(random_bytes(3), out=np.zeros(3, "O"))
+
+
 def test_out_of_several(service: Any, random_bytes: Random) -> None:
     x = random_bytes(MB)
     outs = atoll.empty(MB, "u1"), np.zeros(MB, "u1"), atoll.empty((2, MB), "u1")[1]

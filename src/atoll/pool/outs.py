@@ -42,7 +42,11 @@ class Outs:
         if type(value) in (tuple, list):
             return type(value)(self._lend(one, loans, f"{where}[{index}]") for index, one in enumerate(value))
         numpy = sys.modules.get("numpy")
-        if numpy is not None and type(value) is numpy.ndarray and value.dtype.kind != "O" and value.nbytes:
+        if numpy is not None and type(value) in (numpy.ndarray, numpy.memmap) and value.nbytes:
+            if value.dtype.kind == "O":
+                raise EncodeError(
+                    f"{where}: an array of objects is copied item by item, so nothing can be written to it"
+                )
             if not value.flags.writeable:
                 raise EncodeError(f"{where}: the array is read-only, so nothing can be written to it")
             return Shared(self._in_segment(value, span_of(value), loans, numpy.copyto))
