@@ -16,7 +16,8 @@
         vision.detect(image, threshold=0.5)
 
 Everything public is here. The rooms behind it, lowest first: ``errors``, ``manifest``, ``environments`` and
-``processes``, ``pool``, ``client``, ``jsonrpc``, ``cli``; and ``atoll_worker``, which runs on the other side.
+``processes``, ``pool``, ``client``, ``jsonrpc`` and ``extensions``, ``cli``; and ``atoll_worker``, which runs on the
+other side.
 """
 
 from __future__ import annotations
