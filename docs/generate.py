@@ -16,6 +16,7 @@ from typing import Any
 import supervision_diagram
 
 import atoll
+import atoll.extensions
 import atoll_worker
 
 PAGE = Path(__file__).parent / "reference.md"
@@ -45,12 +46,30 @@ SECTIONS: list[tuple[str, Any, list[str]]] = [
     ),
     ("What stays where it is", atoll, ["ref", "RemoteObject", "ProxiedSingleton", "local"]),
     ("Tracing", atoll, ["traceparent"]),
+    (
+        "Extensions",
+        atoll.extensions,
+        [
+            *("ExtensionManager", "ExtensionConfig", "load_manifest", "proxy_nodes"),
+            *("check_pack", "PackReport", "Finding"),
+        ],
+    ),
     ("Manifests", atoll, ["ServiceSpec", "Restart", "Breaker", "Recycle", "Sandbox"]),
     (
         "Inside a worker",
         atoll_worker,
         [
-            *("expose", "Service", "ServiceBase", "register", "host", "ref", "ProxiedSingleton", "local"),
+            *(
+                "expose",
+                "Service",
+                "ServiceBase",
+                "ExtensionBase",
+                "register",
+                "host",
+                "ref",
+                "ProxiedSingleton",
+                "local",
+            ),
             *("cancelled", "Cancelled", "progress", "log", "traceparent", "run_worker", "empty", "asarray"),
             *("ArrayBuffer", "DeviceArray", "SegmentsExhausted"),
         ],

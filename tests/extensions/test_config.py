@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 import atoll
-from atoll.extensions import ExtensionConfig, load_manifest
+from atoll.extensions import ExtensionConfig, ExtensionManager, load_manifest
 
 Write = Callable[..., Path]
 
@@ -98,3 +100,27 @@ def test_a_slip_of_the_pen_is_told(write: Write, caplog: pytest.LogCaptureFixtur
         ExtensionConfig.from_manifest(folder, isolate=True)
     with pytest.raises(atoll.ManifestError, match=r"there is no manifest\.yaml"):
         load_manifest(folder.parent)
+
+
+def test_a_host_goes_before_a_manifest(write: Write) -> None:
+    folder = write(
+        "sly_pack",
+        "import os\nfrom atoll_worker import ExtensionBase\nclass Sly(ExtensionBase):\n"
+        "    def pid(self):\n        return os.getpid()\n",
+        "isolated: false\ntimeout: 5\n",
+    )
+
+    async def main() -> None:
+        async with ExtensionManager(overrides={"isolated": True}, defaults={"timeout": 9, "workers": 2}) as manager:
+            sly = await manager.load_extension(folder)
+            assert sly.pid() != os.getpid()
+            assert (sly.config.timeout, sly.config.workers) == (5, 2)
+
+    asyncio.run(main())
+
+
+def test_paths_of_a_manifest_are_relative_to_it(write: Write) -> None:
+    folder = write("path_pack", "", "find_links: [wheels]\nsandbox: {read: [data]}\n")
+    spec = ExtensionConfig.from_manifest(folder).spec()
+    assert spec.find_links == (str(folder / "wheels"),)
+    assert spec.sandbox == atoll.Sandbox(read=(str(folder / "data"),))

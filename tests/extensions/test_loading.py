@@ -254,6 +254,32 @@ def test_limits_are_those_of_any_service(write: Write) -> None:
     assert spec.sandbox == atoll.Sandbox()
 
 
+def test_names_that_every_extension_has(run: Run, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(
+        "named_pack",
+        """
+        from atoll_worker import ExtensionBase
+
+        class Pack(ExtensionBase):
+            def close(self):
+                return "the pack's"
+
+            def status(self):
+                return "also the pack's"
+        """,
+    )
+
+    async def main(manager: ExtensionManager) -> None:
+        pack = await manager.load_extension(ExtensionConfig("named_pack", folder))
+        assert pack.status() == "also the pack's"
+        assert pack.call("close") == "the pack's"
+        assert "extension named_pack: close: attributes of every extension have these names" in caplog.text
+        (worker,) = pack.workers.status().workers
+        assert not is_gone(worker.pid)
+
+    run(main)
+
+
 def test_a_deadline_ends_a_method(run: Run, write: Write) -> None:
     folder = write(
         "slow_pack",

@@ -24,7 +24,7 @@ if _TYPE_CHECKING:
     from atoll_worker.extension import ExtensionBase
     from atoll_worker.singleton import ProxiedSingleton, local
 
-    from .check import Finding, check_pack
+    from .check import Finding, PackReport, check_pack
     from .extension import Extension
     from .manager import ExtensionManager
     from .nodes import proxy_nodes
@@ -35,6 +35,7 @@ __all__ = [
     "ExtensionConfig",
     "ExtensionManager",
     "Finding",
+    "PackReport",
     "ProxiedSingleton",
     "check_pack",
     "load_manifest",
@@ -47,6 +48,7 @@ _PLACES = {
     "ExtensionBase": "atoll_worker.extension",
     "ExtensionManager": "atoll.extensions.manager",
     "Finding": "atoll.extensions.check",
+    "PackReport": "atoll.extensions.check",
     "ProxiedSingleton": "atoll_worker.singleton",
     "check_pack": "atoll.extensions.check",
     "local": "atoll_worker.singleton",

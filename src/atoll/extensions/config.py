@@ -187,11 +187,10 @@ def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     checked = _checked({key: value for key, value in said.items() if key in _FIELDS and value is not None}, place)
     said.setdefault("name", os.path.basename(folder))
     said.setdefault("isolated", True)
-    if "dependencies" in checked:
-        said["dependencies"] = list(checked["dependencies"])  # with the paths of local packages made absolute
-    for key in ("environment", "sandbox"):
-        if checked.get(key) is not None:
-            said[key] = checked[key]
+    for key in ("dependencies", "environment", "find_links", "indexes", "python", "sandbox"):
+        value = checked.get(key)
+        if value is not None:  # with their paths made absolute
+            said[key] = list(value) if isinstance(value, tuple) else value
     for key in said:
         near = None if key in _FIELDS else _near(key)
         if near is not None:

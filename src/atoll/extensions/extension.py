@@ -27,7 +27,7 @@ from atoll_worker.extension import (
 )
 from atoll_worker.lent import lend, unlend
 
-from ..client.owner import PoolOwner, check_objects
+from ..client.owner import HoldsWorker, PoolOwner, check_objects
 from ..client.plan import plan_extension
 from ..errors import FunctionNotFound, ServiceClosed
 from ..pool import Pool
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from atoll_worker.extension import ExtensionBase
 
+    from ..manifest import ServiceSpec
     from ..pool.worker import WorkerPlan
     from .config import ExtensionConfig
 
@@ -110,11 +111,19 @@ class Extension:
         return now != before
 
 
-class IsolatedExtension(PoolOwner, Extension):
+class Workers(PoolOwner):
+    """The workers of an isolated extension: their status, metrics and number."""
+
+    def __init__(self, pool: Pool, spec: ServiceSpec) -> None:
+        self._pool = pool
+        self._spec = spec
+
+
+class IsolatedExtension(HoldsWorker, Extension):
     """An extension in a worker of its own."""
 
     def __init__(self, read: Callable[[], ExtensionConfig]) -> None:
-        Extension.__init__(self, read)
+        super().__init__(read)
         self._spec = spec = self.config.spec()
         self._pool = Pool(spec.name, self._plan, settings_of(spec, check_objects(self.config.host)))
         self._about: dict[str, Any] = {}
@@ -130,15 +139,23 @@ class IsolatedExtension(PoolOwner, Extension):
         with self._loading:
             self._pool.start()
             self._about = self._pool.call(DESCRIBE_EXTENSION, (), {}, None)
-        if self._about["refused"]:
+        hidden = sorted(name for name in self._about["methods"] if hasattr(type(self), name))
+        if hidden or self._about["refused"]:
             import logging
 
+            if hidden:
+                logging.getLogger("atoll.extensions").warning(
+                    "extension %s: %s: attributes of every extension have these names, so call the pack's methods "
+                    "with .call(NAME)",
+                    self.name,
+                    ", ".join(hidden),
+                )
             for node_id, why in self._about["refused"].items():
                 logging.getLogger("atoll.extensions").warning(
                     "extension %s: node %s is left out: %s", self.name, node_id, why
                 )
 
-    async def reload(self) -> None:  # type: ignore[override]
+    async def reload(self) -> None:
         await asyncio.to_thread(self._reload)
 
     def _reload(self) -> None:
@@ -157,6 +174,11 @@ class IsolatedExtension(PoolOwner, Extension):
 
     def close(self) -> None:
         self._pool.close()
+
+    @property
+    def workers(self) -> Workers:
+        """The processes that run it: ``workers.status()``, ``workers.metrics()``, ``workers.scale(...)``."""
+        return Workers(self._pool, self._spec)
 
     @property
     def nodes(self) -> Mapping[str, Any]:
