@@ -118,6 +118,24 @@ func payload(p *atoll.Pool, size, rounds int) float64 {
 	return microseconds(median(times))
 }
 
+// object is the same for a text that is part of something, which the standard library's JSON takes apart.
+func object(p *atoll.Pool, size, rounds int) float64 {
+	type holder struct {
+		Text string `json:"text"`
+	}
+	sent := holder{strings.Repeat("x", size)}
+	times := make([]time.Duration, 0, rounds)
+	for range rounds {
+		began := time.Now()
+		got, err := atoll.Call[holder](context.Background(), p, "echo", sent)
+		if err != nil || len(got.Text) != size {
+			log.Fatal(len(got.Text), err)
+		}
+		times = append(times, time.Since(began))
+	}
+	return microseconds(median(times))
+}
+
 // starting is the p50 of starting so many workers, as a multiple of starting as many bare interpreters, both at a time.
 func starting(workers int) (float64, float64) {
 	var ours, bare []time.Duration
@@ -152,6 +170,8 @@ func main() {
 	results["4 callers of 2 workers, calls/s"], results["failed under deadlines"] = rate, failed
 	results["4 callers of 2 workers, socket alone, calls/s"], _ = manyCallers(true, 5**calls)
 	p := pool(1, false)
+	results["100 KB in an object, µs"] = object(p, 100_000, 300)
+	results["5 MB in an object, µs"] = object(p, 5_000_000, 15)
 	results["1 KB, µs"] = payload(p, 1_000, 2_000)
 	results["100 KB, µs"] = payload(p, 100_000, 300)
 	results["5 MB, µs"] = payload(p, 5_000_000, 15)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // Args are positional arguments. Anything else that is passed to a call is its only one; nil stands for none.
@@ -55,6 +56,16 @@ func request(name string, in any, stream bool) (*bytes.Buffer, error) {
 			buffer.WriteString(`,"kwargs":`)
 			err = errors.Join(err, encoder.Encode(in))
 		}
+	case string:
+		buffer.WriteString(`,"args":[`)
+		if isPlain(in) {
+			buffer.WriteByte('"')
+			buffer.WriteString(in)
+			buffer.WriteByte('"')
+		} else {
+			err = errors.Join(err, encoder.Encode(in))
+		}
+		buffer.WriteByte(']')
 	default:
 		buffer.WriteString(`,"args":[`)
 		err = errors.Join(err, encoder.Encode(in))
@@ -68,6 +79,16 @@ func request(name string, in any, stream bool) (*bytes.Buffer, error) {
 		return nil, &EncodeError{err}
 	}
 	return buffer, nil
+}
+
+// isPlain tells whether a text stands in JSON as it is, in quotes: then it is copied, not taken apart.
+func isPlain(text string) bool {
+	for i := range len(text) {
+		if one := text[i]; one < ' ' || one == '"' || one == '\\' || one >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // exchange makes a call on a worker. If give is true the caller has the worker still, and gives it back once it has used
@@ -185,8 +206,16 @@ func (p *Pool) decode(f frame, out any) error {
 		}
 		p.mutex.Unlock()
 	}
-	if out == nil {
+	switch out := out.(type) {
+	case nil:
 		return nil
+	case *string:
+		if last := len(f.payload) - 1; last > 0 && f.payload[0] == '"' && f.payload[last] == '"' {
+			if text := string(f.payload[1:last]); isPlain(text) {
+				*out = text
+				return nil
+			}
+		}
 	}
 	if err := json.Unmarshal(f.payload, out); err != nil {
 		return &DecodeError{err}

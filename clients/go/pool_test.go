@@ -108,6 +108,11 @@ func TestCalls(t *testing.T) {
 					t.Errorf("%d characters are %d", size, length)
 				}
 			}
+			for _, text := range []string{"", "\"", "a\\b", "line\nend", "<ä & 🏝>", "\u2028", "\x00", "\x7f"} {
+				if got := must2(Call[string](ctx, p, "echo", text))(t); got != text {
+					t.Errorf("%q came back as %q", text, got)
+				}
+			}
 			type point struct {
 				X, Y float64
 				Name string
