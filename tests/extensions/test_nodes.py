@@ -15,9 +15,15 @@ import pytest
 
 import atoll
 from atoll.extensions import ExtensionConfig, ExtensionManager, proxy_nodes
+from interpreters import INTERPRETERS
 
 Run = Callable[[Callable[[ExtensionManager], Any]], Any]
 Write = Callable[..., Path]
+
+
+def _minor(version: str) -> int:
+    return int(version.partition(".")[2])
+
 
 V1 = """
     class AnyType(str):
@@ -308,6 +314,25 @@ def test_a_schema_reaches_nothing_but_the_interface(run: Run, write: Write, inte
         pack = await manager.load_extension(ExtensionConfig("reaching", folder))
         with pytest.raises(atoll.AtollError, match="comfy_api has not"):
             proxy_nodes(pack, interface)
+
+    run(main)
+
+
+@pytest.mark.parametrize("version", [min(INTERPRETERS, key=_minor), max(INTERPRETERS, key=_minor)])
+def test_nodes_of_both_kinds_on_the_oldest_and_newest_python(
+    run: Run, write: Write, interface: ModuleType, version: str
+) -> None:
+    plain, schema = write("tone_then", V1), write("inverting_then", V3)
+    python = INTERPRETERS[version]
+
+    async def main(manager: ExtensionManager) -> None:
+        first = await manager.load_extension(ExtensionConfig("plain", plain, python=python))
+        second = await manager.load_extension(ExtensionConfig("schema", schema, python=python))
+        nodes: Any = {**proxy_nodes(first), **proxy_nodes(second, interface)}
+        assert nodes["Brighten"]().brighten(image=1, how="multiply", by=3) == (3, 1)
+        (model,) = await nodes["Load"]().load(name="abc")
+        assert model.apply(2) == 6
+        assert nodes["Invert"].execute(image=1, by=3).result == (2,)
 
     run(main)
 
