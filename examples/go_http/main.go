@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// An HTTP server in Go that answers with a model of scikit-learn's.
+//
+//	go run . -python PYTHON     (one that has scikit-learn)
+//	curl -d '[[5.1, 3.5, 1.4, 0.2]]' localhost:8080/predict
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	atoll "atoll/clients/go"
+)
+
+type flower struct {
+	Species string  `json:"species"`
+	Chance  float64 `json:"chance"`
+}
+
+func main() {
+	python := flag.String("python", "python3", "interpreter that has scikit-learn")
+	worker := flag.String("worker", "../../src/atoll_worker", "folder of the package atoll_worker")
+	address := flag.String("address", "127.0.0.1:8080", "where to listen; port 0 for any")
+	flag.Parse()
+	if err := serve(*python, *worker, *address); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func serve(python, worker, address string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	pool, err := atoll.Start(ctx, atoll.Options{
+		Python: python, WorkerFolder: worker, Service: "services/model.py", Workers: 2,
+	})
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: routes(pool), ReadHeaderTimeout: 5 * time.Second}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return errors.Join(err, pool.Shutdown(ctx))
+	}
+	fmt.Printf("listening on http://%s\n", listener.Addr())
+	go func() {
+		<-ctx.Done()
+		patience, stop := context.WithTimeout(context.Background(), 10*time.Second)
+		defer stop()
+		_ = server.Shutdown(patience)
+	}()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	patience, done := context.WithTimeout(context.Background(), 10*time.Second)
+	defer done()
+	return pool.Shutdown(patience)
+}
+
+func routes(pool *atoll.Pool) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /predict", func(w http.ResponseWriter, r *http.Request) {
+		var measures [][]float64
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+		if err == nil {
+			err = json.Unmarshal(body, &measures)
+		}
+		if err != nil {
+			http.Error(w, "four measures for each flower are needed, as an array of arrays: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		// A client that goes away, or two seconds that pass, stop the Python code.
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		flowers, err := atoll.Call[[]flower](ctx, pool, "predict", measures)
+		if err != nil {
+			var raised *atoll.RemoteError
+			if errors.As(err, &raised) {
+				log.Print(raised.Traceback)
+			}
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(flowers)
+	})
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+		if err := pool.Healthy(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		_ = pool.WriteMetrics(w)
+	})
+	return mux
+}
