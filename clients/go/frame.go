@@ -167,7 +167,7 @@ func (r *frameReader) space() []byte {
 		if r.start > 0 && r.end-r.start < len(r.data)/2 {
 			copy(r.data, r.data[r.start:r.end])
 		} else {
-			larger := make([]byte, 2*len(r.data))
+			larger := make([]byte, 4*len(r.data))
 			copy(larger, r.data[r.start:r.end])
 			r.data = larger
 		}

@@ -210,6 +210,11 @@ func (w *worker) end() bool {
 		ctx, stop := context.WithTimeout(context.Background(), patience)
 		defer stop()
 		_, err := c.answer(ctx)
+		var broken *ProtocolError
+		if errors.As(err, &broken) {
+			w.logger.Error("the worker broke the rules of the wire", "error", err)
+			w.kill()
+		}
 		return err == nil, err != nil && !errors.Is(err, context.DeadlineExceeded)
 	}
 	steps := []time.Duration{cooperation, interruption, interruption}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Go client's own tests, its example's and its benchmark, where there is a Go toolchain: vetted, and run with the race
-detector where there can be one. The example's test is for a Python that has scikit-learn."""
+"""The Go client's own tests, its example's and its benchmark, where there is a Go toolchain: vetted, and run with the
+race detector where there can be one. The example's test is for a Python that has scikit-learn."""
 
 from __future__ import annotations
 
