@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..errors import BuildError
@@ -60,6 +61,10 @@ def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
+# uv asks sysconfig, whose variables are half made while another thread is the first to ask (Python 3.11).
+_finding = Lock()
+
+
 def find_uv() -> str:
     """Path of the uv that this installation of atoll depends on, else of one on PATH.
 
@@ -71,7 +76,8 @@ def find_uv() -> str:
     try:
         from uv import find_uv_bin
 
-        return find_uv_bin()
+        with _finding:
+            return find_uv_bin()
     except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
         if found is None:
