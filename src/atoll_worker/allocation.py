@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional, Sequence, Tuple, Union
 
+    from .segments import Peer
+
 
 def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str = "C") -> Any:
     """A new array in shared memory, whose items may be anything, as those of ``numpy.empty``.
@@ -38,19 +40,19 @@ def empty(shape: Union[int, Sequence[int]], dtype: Any = "float64", order: str =
     dimensions = tuple(int(index(length)) for length in lengths)
     if any(length < 0 for length in dimensions):
         raise ValueError(f"no array can have the shape {dimensions}: a length is negative")
-    return _empty(dimensions, dtype, order, RATHER)
+    return _empty(dimensions, dtype, order, RATHER, None)
 
 
-def copy_for_writers(value: Any) -> Any:
-    """A copy of an array of numpy or a tensor of torch in shared memory, which others can be lent to write to.
+def copy_for_writers(value: Any, writer: Peer) -> Any:
+    """A copy of an array of numpy or a tensor of torch in shared memory, which a peer can be lent to write to.
 
     Raises:
         SegmentsExhausted, TypeError: as ``empty``.
     """
-    return _copy(value, ONLY)
+    return _copy(value, ONLY, writer)
 
 
-def _empty(dimensions: Tuple[int, ...], dtype: Any, order: str, for_writers: int) -> Any:
+def _empty(dimensions: Tuple[int, ...], dtype: Any, order: str, for_writers: int, writer: Optional[Peer]) -> Any:
     if type(dtype).__module__ == "torch":
         torch = sys.modules["torch"]
         tensor = torch.empty(0, dtype=dtype)
@@ -59,7 +61,7 @@ def _empty(dimensions: Tuple[int, ...], dtype: Any, order: str, for_writers: int
             count *= length
         if not count:
             return torch.empty(dimensions, dtype=dtype)
-        memory = _memory(count * tensor.element_size(), for_writers)
+        memory = _memory(count * tensor.element_size(), for_writers, writer)
         return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(dimensions)
     numpy: Any = import_module("numpy")
     kind = numpy.dtype(dtype)
@@ -74,7 +76,8 @@ def _empty(dimensions: Tuple[int, ...], dtype: Any, order: str, for_writers: int
     count = 1
     for length in dimensions:
         count *= length
-    return numpy.frombuffer(_memory(count * kind.itemsize, for_writers), kind).reshape(dimensions, order=order)
+    memory = _memory(count * kind.itemsize, for_writers, writer)
+    return numpy.frombuffer(memory, kind).reshape(dimensions, order=order)
 
 
 def asarray(value: Any) -> Any:
@@ -88,26 +91,26 @@ def asarray(value: Any) -> Any:
     if _is_tensor(value):
         if segment_of(value.data_ptr(), value.untyped_storage().nbytes()) is not None:
             return value
-        return _copy(value, RATHER)
+        return _copy(value, RATHER, None)
     array = import_module("numpy").asarray(value)
     if array.flags.writeable and segment_of(*span_of(array)) is not None:
         return array
-    return _copy(array, RATHER)
+    return _copy(array, RATHER, None)
 
 
 def _is_tensor(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "untyped_storage")
 
 
-def _copy(value: Any, for_writers: int) -> Any:
+def _copy(value: Any, for_writers: int, writer: Optional[Peer]) -> Any:
     copy: Any
     if _is_tensor(value):
-        copy = _empty(tuple(value.shape), value.dtype, "C", for_writers)
+        copy = _empty(tuple(value.shape), value.dtype, "C", for_writers, writer)
         copy.copy_(value.detach())
         store.count_copy(copy.numel() * copy.element_size())
         return copy
     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
-    copy = _empty(value.shape, value.dtype, order, for_writers)
+    copy = _empty(value.shape, value.dtype, order, for_writers, writer)
     import_module("numpy").copyto(copy, value, casting="no")
     store.count_copy(copy.nbytes)
     return copy
@@ -128,8 +131,8 @@ def segment_of(address: int, nbytes: int) -> Optional[Segment]:
     return found[0] if found is not None and type(found[0]) is Segment else None
 
 
-def _memory(nbytes: int, for_writers: int) -> memoryview:
-    segment = store.allocate(nbytes, for_writers)
+def _memory(nbytes: int, for_writers: int, writer: Optional[Peer]) -> memoryview:
+    segment = store.allocate(nbytes, for_writers, writer)
     try:
         held = store.keep(segment)
     except BaseException:

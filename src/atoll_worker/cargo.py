@@ -175,7 +175,7 @@ class Cargo:
             store.settle()
         try:
             if loans is not None:
-                self._copy(parts, made)
+                self._copy(parts, loans, made)
             for part in parts:
                 kind = FRAME
                 number = cell = offset = 0
@@ -209,7 +209,7 @@ class Cargo:
             return b"", buffers
         return _TABLE.pack(BEGINNING, len(entries)) + b"".join(entries), buffers
 
-    def _copy(self, parts: List[Part], made: List[Segment]) -> None:
+    def _copy(self, parts: List[Part], loans: Loans, made: List[Segment]) -> None:
         """Copy what has no segment yet into one."""
         shared: List[Part] = []
         size = own = 0
@@ -220,13 +220,13 @@ class Cargo:
                 continue
             if part.length >= OWN_SEGMENT and own < min(_MOST_OWN, store.most_borrowed):
                 own += 1
-                self._copy_into(_allocate(part.length, made), [part])
+                self._copy_into(_allocate(part.length, loans, made), [part])
             else:
                 part.offset = size
                 size += -(-part.length // _ALIGNMENT) * _ALIGNMENT
                 shared.append(part)
         if shared:
-            self._copy_into(_allocate(size, made), shared)
+            self._copy_into(_allocate(size, loans, made), shared)
 
     @staticmethod
     def _copy_into(segment: Optional[Segment], parts: List[Part]) -> None:
@@ -248,17 +248,19 @@ class Cargo:
             self._cells = []
 
 
-def _allocate(size: int, made: List[Segment]) -> Optional[Segment]:
+def _allocate(size: int, loans: Loans, made: List[Segment]) -> Optional[Segment]:
     try:
-        segment = store.allocate(size)
+        segment = store.allocate(size, domain=loans if loans.is_shut_in else None)
     except OSError:
-        return None  # no descriptor is left: it goes through the socket
+        return None  # no descriptor is left, or this is no time to ask: it goes through the socket
     made.append(segment)
     return segment
 
 
 def _lend(loans: Loans, part: Part) -> Optional[Tuple[int, int]]:
     try:
+        if store.is_busy:
+            return None
         with store.lock:
             return loans.lend(part.thing, part.is_shared)
     except CannotLend as why:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # Seconds after which a thread that waits for its turn looks whether the call is still in progress.
 _LOOK_AGAIN = 0.05
+_CARGO = b"\x93"  # see `cargo`
 _CALL_LABELS = (("args", 1), ("kwargs", 2))
 _CALL_NUMBER = wire.CALL_NUMBER
 # What callers who speak JSON ask of a stream: its next items, its end.
@@ -430,10 +431,14 @@ class Channel:
             while number and not self._turn.acquire(timeout=_LOOK_AGAIN):
                 if self.call_number != number:
                     number = 0  # between calls the serving thread keeps the turn
+        value: Any = None
         try:
             if not number or self.call_number != number:
                 raise AtollError(NO_CALL)
-            answer = self._exchange(function, args, kwargs)
+            kind, payload, buffers = self._exchange(function, args, kwargs)
+            if payload[:1] == _CARGO:
+                # What was lent is taken up, and so given back, whether or not an interruption strikes from here on.
+                value, payload = self._decoder.decode(payload, buffers), b""
         except ConnectionClosed:
             self._is_broken = True
             raise
@@ -447,8 +452,8 @@ class Channel:
         if serving and self.concerns(self.interrupted_call):
             self.interrupted_call = 0
             raise Cancelled("the call was cancelled")
-        kind, payload, buffers = answer
-        value = self._decoder.decode(payload, buffers)
+        if payload:
+            value = self._decoder.decode(payload, buffers)
         if kind == wire.RESULT:
             return value
         self._raise(value, function)

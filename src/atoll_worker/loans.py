@@ -172,6 +172,7 @@ class Loans:
     Attributes:
         is_trusted: the peer is the one that decides what runs here, so it will not change what was checked.
         on_forget: tells the peer that a segment is gone.
+        is_shut_in: the peer is to see nothing that was not meant for it.
         most_passed: segments that the peer is passed descriptors of; None for as many as this side itself would take.
     """
 
@@ -180,6 +181,7 @@ class Loans:
         self._sock = sock
         self.whose = whose
         self.is_trusted = False
+        self.is_shut_in = False
         self.on_forget: Callable[[int], None] = lambda number: None
         self.most_passed: Optional[int] = None
         self._cells: Optional[mmap] = None  # of what is lent
@@ -219,6 +221,8 @@ class Loans:
             number, size, fd = thing.number, thing.size, thing.fd
             if not writable:
                 thing.seal()
+            if writable or self.is_shut_in:
+                thing.reserve(self)
         else:
             borrowed = thing.mapping.borrowed
             if not borrowed.own_number:
@@ -318,6 +322,8 @@ class Loans:
 
     def find(self, address: int, nbytes: int) -> Optional[Tuple[Any, int]]:
         """The segment or hold whose memory this is, to be lent as it is, and where in it; else None."""
+        if store.is_busy:
+            return None
         with store.lock:
             found = store.find(address, nbytes)
             if found is None:
@@ -343,6 +349,9 @@ class Loans:
         Raises:
             DecodeError: there is no such loan, or its memory cannot be had.
         """
+        if store.is_busy:
+            self._end(cell)
+            raise DecodeError("no segment can be borrowed by what runs while shared memory is being looked after")
         with store.lock:
             borrowed = self._find(number, cell)
             mapping: Optional[Mapping] = None
@@ -468,6 +477,7 @@ class Loans:
             self._known.clear()
             self._cells = self._their_cells = None
             self._sock.close()
+            store.leave(self)
         out.clear()  # out of the lock: it lets go of borrowed memory
         store.settle()
 

@@ -7,7 +7,10 @@ A segment is memory that this process made and writes; others are lent it (``loa
 * It is used as long as somebody counts as a user: an array of the user's own (``Hold``), or a loan. Then it is kept to
   be used again, since fresh memory costs many times a copy in page faults, and trimmed when the budget needs room.
 * Finalizers run at any moment, on any thread, perhaps one that holds the lock here. So they only put aside what was let
-  go of; ``settle`` takes note, and whoever wants memory or asks for figures calls it.
+  go of; ``settle`` takes note, and whoever wants memory or asks for figures calls it. A finalizer of the user's, or a
+  signal handler, that wants memory while its own thread holds the lock is refused it, instead of waiting for ever.
+* Memory that one peer can write to, or that was lent to one that is shut in (a sandbox), serves that peer only from
+  then on: another one's data never lies where it could be changed, or seen, by who has no business with it.
 
 A child that was forked from this process shares its memory. So what was in use then stays as it is until the child has
 ended, too; and the child's own memory is new.
@@ -18,10 +21,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from _thread import allocate_lock
+from _thread import RLock
 from _weakref import ref as weak_reference
 from bisect import bisect_right
 from collections import deque
+from errno import EDEADLK
 from mmap import ACCESS_WRITE, PAGESIZE, mmap
 from time import monotonic, sleep
 
@@ -55,6 +59,8 @@ _STEPS = 8
 NO, RATHER, ONLY = 0, 1, 2
 # A free segment up to this many times as large as needed is taken rather than a new one made.
 _ROOMIER = 2
+# Free segments that are kept; each takes two descriptors.
+_MOST_FREE = 256
 # Seconds to wait for memory that others have, and between two looks.
 PATIENCE = 5.0
 _LOOK_AGAIN = 0.001
@@ -79,13 +85,29 @@ class Segment:
         address: where the mapping begins.
         users: how many arrays and loans there are.
         is_sealed: nobody else can write to it who has not been lent it for that before.
+        domain: the only peer that it is to be used again for; None for any that is not shut in.
+        is_exposed: it is not to be used again at all.
     """
 
-    __slots__ = ("__weakref__", "address", "fd", "freed_at", "is_sealed", "memory", "number", "size", "users")
+    __slots__ = (
+        "__weakref__",
+        "address",
+        "domain",
+        "fd",
+        "freed_at",
+        "is_exposed",
+        "is_sealed",
+        "memory",
+        "number",
+        "size",
+        "users",
+    )
 
-    def __init__(self, number: int, size: int) -> None:
+    def __init__(self, number: int, size: int, domain: Optional[Peer] = None) -> None:
         self.number = number
         self.size = size
+        self.domain = domain
+        self.is_exposed = False
         self.fd = shared_memory.create(size)
         try:
             self.memory = mmap(self.fd, size, access=ACCESS_WRITE)
@@ -96,6 +118,13 @@ class Segment:
         self.users = 1
         self.is_sealed = False
         self.freed_at = 0
+
+    def reserve(self, peer: Peer) -> None:
+        """From now on it is this peer's alone to use again."""
+        if self.domain is None:
+            self.domain = peer
+        elif self.domain is not peer:
+            self.is_exposed = True
 
     def seal(self) -> None:
         """Nobody can map it to write to it from now on; this process goes on writing."""
@@ -163,7 +192,7 @@ class Store:
         self._begin()
 
     def _begin(self) -> None:
-        self.lock = allocate_lock()
+        self.lock = RLock()
         self.copies = 0
         self.copied = 0
         self.created = 0
@@ -202,22 +231,25 @@ class Store:
 
     # -- memory ----------------------------------------------------------------------------------------------
 
-    def allocate(self, size: int, for_writers: int = NO) -> Segment:
+    def allocate(self, size: int, for_writers: int = NO, domain: Optional[Peer] = None) -> Segment:
         """A segment of at least this many bytes, used by the caller: what ``let_go`` is called with in the end.
 
         Args:
             size: bytes.
             for_writers: NO, RATHER or ONLY one that is not sealed.
+            domain: the peer that it is for alone; see ``Segment.domain``.
 
         Raises:
             SegmentsExhausted: the budget is used up, and nothing was given back in time.
-            OSError: the operating system has no more.
+            OSError: the operating system has no more; or this thread is in the midst of asking for some.
         """
+        if self.is_busy:
+            raise OSError(EDEADLK, "shared memory cannot be had by what runs while it is being looked after")
         deadline = 0.0
         while True:
             with self.lock:
                 self._settle()
-                segment = self._take(size, for_writers)
+                segment = self._take(size, for_writers, domain)
                 if segment is not None:
                     return segment
                 if size_class(size) > self.budget or monotonic() >= deadline > 0.0:
@@ -230,10 +262,12 @@ class Store:
                 continue
             sleep(_LOOK_AGAIN)
 
-    def _take(self, size: int, for_writers: int) -> Optional[Segment]:
+    def _take(self, size: int, for_writers: int, domain: Optional[Peer]) -> Optional[Segment]:
         best, rank = None, (False, 0)
         for segment in self._free:
-            if size <= segment.size <= size * _ROOMIER + _SMALLEST and not (for_writers == ONLY and segment.is_sealed):
+            if segment.domain is not domain or (for_writers == ONLY and segment.is_sealed):
+                continue
+            if size <= segment.size <= size * _ROOMIER + _SMALLEST:
                 # Those that are sealed go to readers first, so that there are others for who wants to be written to.
                 its_rank = segment.is_sealed == bool(for_writers), segment.size
                 if best is None or its_rank < rank:
@@ -248,13 +282,13 @@ class Store:
         if self.size + needed > self.budget:
             return None
         try:
-            segment = Segment(self.next_number(), needed)
+            segment = Segment(self.next_number(), needed, domain)
         except OSError:
             if not self._free:
                 raise
             while self._free:  # each has two descriptors
                 self._destroy(self._free[-1])
-            segment = Segment(self.next_number(), needed)
+            segment = Segment(self.next_number(), needed, domain)
         self.created += 1
         self.size += needed
         self._segments[segment.number] = segment
@@ -283,10 +317,23 @@ class Store:
         """One user less. From anywhere, finalizers included."""
         self._let_go.append(segment)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether this very thread is in the midst of something here, and runs what it did not ask for."""
+        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
     def settle(self) -> None:
         """Take note of what was let go of, here and at the other ends."""
+        if self.is_busy:
+            return
         with self.lock:
             self._settle()
+
+    def leave(self, peer: Peer) -> None:
+        """A peer is gone: what served it alone serves anybody. With the lock held."""
+        for segment in self._segments.values():
+            if segment.domain is peer:
+                segment.domain = None
 
     def _settle(self) -> None:
         if self._forks:
@@ -305,7 +352,9 @@ class Store:
                 self._free_count += 1
                 segment.freed_at = self._free_count
                 self._free.append(segment)
-        while self._free and (self.size > self.budget or len(self._free) > self.most_borrowed):
+                if segment.is_exposed:
+                    self._destroy(segment)
+        while self._free and (self.size > self.budget or len(self._free) > min(self.most_borrowed, _MOST_FREE)):
             self._destroy(min(self._free, key=_freed_at))
 
     def let_go_of_free(self, numbers: Set[int]) -> bool:
@@ -318,6 +367,8 @@ class Store:
 
     def trim(self) -> None:
         """Let go of all memory that nobody uses."""
+        if self.is_busy:
+            return
         with self.lock:
             self._settle()
             while self._free:
@@ -328,9 +379,10 @@ class Store:
     def add_place(self, start: int, size: int, owner: Any) -> None:
         """Memory of ``owner`` lies here. With the lock held."""
         self._clear_away()
+        place = start + size, owner  # made before: nothing may come between the two lists
         index = bisect_right(self._starts, start)
         self._starts.insert(index, start)
-        self._places.insert(index, (start + size, owner))
+        self._places.insert(index, place)
 
     def remove_place(self, start: int) -> None:
         """Not any more. With the lock held."""
@@ -397,8 +449,10 @@ class Store:
 
     def figures(self) -> Dict[str, Any]:
         """What there is now; see ``atoll.memory``."""
+        is_busy = self.is_busy
         with self.lock:
-            self._settle()
+            if not is_busy:
+                self._settle()
             free = sum(segment.size for segment in self._free)
             peers = [(peer.whose, peer.lent()) for peer in self._living_peers()]
             lent = {id(one): size for _, things in peers for one, size in things if type(one) is Segment}
@@ -444,15 +498,18 @@ class Store:
         return (
             f"no segment of {size:,} bytes can be had within the memory budget of {self.budget:,} bytes, of which "
             f"{self.size:,} are in use ({holders or 'by nobody'}); let go of arrays that came from, or went to, other "
-            "processes, or raise the budget (atoll.set_memory_budget, or ATOLL_MEMORY_BUDGET in the environment)"
+            "processes, or raise the budget (atoll.set_memory_budget in the host, memory_budget= of a service for its "
+            "workers)"
         )
 
     # -- forks -----------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """If a child is to share memory that is in use, this process must know when it ends."""
+        is_busy = self.is_busy
         with self.lock:
-            self._settle()
+            if not is_busy:
+                self._settle()
             used = [segment for segment in self._segments.values() if segment.users]
             holds = self._living_holds()
             if used or holds:

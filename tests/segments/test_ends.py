@@ -172,7 +172,6 @@ def test_an_abandoned_stream_gives_back(service: Any) -> None:
     until(lambda: service.figures()["lent"] == 0)
 
 
-@pytest.mark.xfail(strict=False, reason="what answers a callback of an interrupted call is not decoded: it stays lent")
 def test_a_cancelled_call_gives_back(service: Any, random_bytes: Random) -> None:
     """Ended in the middle of a callback that has the array, and whose answer nobody waits for."""
     import threading

@@ -168,9 +168,9 @@ def copied_by(call: Callable[[], Any]) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("make", [name for name in kinds if name not in ("text", "shared")])
 def test_the_same_thing_twice_crosses_once(service: Any, make: str) -> None:
-    value = kinds[make](300_000, 1)
+    value = kinds[make](600_000, 1)
     copied, came = copied_by(lambda: service.echo([value, {"again": value}, (value,)]))
-    assert copied == 300_000
+    assert copied == 600_000
     assert came[0] is came[1]["again"]
     assert came[0] is came[2][0]
 
@@ -186,11 +186,13 @@ def test_shared_memory_twice_crosses_without_a_copy(service: Any) -> None:
 
 def test_two_arrays_of_the_same_bytes_cross_once(service: Any) -> None:
     value = np.arange(300_000, dtype="u1")
-    copied, came = copied_by(lambda: service.echo([value, value.view("i1"), value.reshape(3, -1), b"between" * 10_000]))
-    assert copied == 300_000 + 70_000
+    copied, came = copied_by(
+        lambda: service.echo([value, value.view("i1"), value.reshape(3, -1), b"between" * 100_000])
+    )
+    assert copied == 300_000 + 700_000
     assert np.array_equal(came[1], value.view("i1"))
     assert np.array_equal(came[2], value.reshape(3, -1))
-    assert came[3] == b"between" * 10_000
+    assert came[3] == b"between" * 100_000
 
 
 def test_aliases_write_to_one_memory_over_there(write: Callable[[str, str], Path]) -> None:

@@ -56,6 +56,10 @@ class Outs:
                 raise EncodeError(f"{where}: the tensor requires a gradient, so it cannot be written to in place")
             span = value.untyped_storage().data_ptr(), value.untyped_storage().nbytes()
             return Shared(self._in_segment(value, span, loans, lambda target, source: target.copy_(source)))
+        if type(value) in (bytearray, memoryview) or type(value).__module__ == "array":
+            raise EncodeError(
+                f"{where}: a {type(value).__name__} is not written to from there; pass an array of numpy on it"
+            )
         return value
 
     def _in_segment(
@@ -64,7 +68,7 @@ class Outs:
         segment = segment_of(*span)
         if segment is not None and loans().can_write(segment):
             return value
-        inside = copy_for_writers(value)
+        inside = copy_for_writers(value, loans())
         self._back.append(lambda: copy(value, inside))
         return inside
 

@@ -367,7 +367,10 @@ class Pool:
             attempt.outs.finish()
         if (cancelled := attempt.was_cancelled) is not None:
             cancelled.result = result  # its code looked, and returned: whoever gave it up was told that it was
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled, result  # the error's traceback has this frame
         # A batch of `map` says in its result what one of its items raised.
         attempt.outcome = "error" if attempt.reserved and result[1] is not None else "ok"
         if result.__class__ is Stream:

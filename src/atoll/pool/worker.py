@@ -121,6 +121,7 @@ class Worker:
         self._outbox: Outbox | None = None
         self._loans: Loans | None = None
         self._loans_lock = Lock()
+        self._is_shut_in = False
         self._open_files: int | None = None
         lending.worker = self
 
@@ -138,6 +139,7 @@ class Worker:
             EnvironmentDrift: it would load a pinned package from outside its environment.
         """
         deadline = time.monotonic() + plan.start_timeout
+        self._is_shut_in = plan.sandbox is not None
         self._open_files = None if plan.limits is None else plan.limits.open_files
         spin = os.environ.get("ATOLL_SPIN", "1") != "0"
         use_lane = os.environ.get("ATOLL_LANE", "1") != "0"
@@ -339,6 +341,7 @@ class Worker:
                 assert self.process is not None
                 self._loans = Loans(self.process.descriptors, f"a worker of {self.service!r} (pid {self.pid})")
                 self._loans.on_forget = self._forget
+                self._loans.is_shut_in = self._is_shut_in
                 if self._open_files is not None:
                     self._loans.most_passed = share_of_files(self._open_files)
             return self._loans
