@@ -68,7 +68,7 @@ class Channel:
         index: which of the worker's connections it is.
         functions: what can be called, by name.
         lending: what is lent to and borrowed from the host.
-        loans: gives the same for segments.
+        loans: gives the same for segments; None if no descriptors can be passed.
         end_fork: ends this process if it is a child that user code forked.
         interruption: how to interrupt the thread that serves this channel.
 
@@ -89,7 +89,7 @@ class Channel:
         index: int,
         functions: Dict[str, Callable[..., Any]],
         lending: Lending,
-        loans: Callable[[], Loans],
+        loans: Optional[Callable[[], Loans]],
         end_fork: Callable[[Optional[BaseException]], None],
         interruption: Union[MainThread, OtherThread],
     ) -> None:

@@ -138,9 +138,10 @@ class Runtime:
         self._loop: Optional[completion.Loop] = None
         self._main = MainThread()
         context.lendings.append(self.lending)
+        loans = self.loans if descriptors_fd >= 0 else None
         for index, connection in enumerate(connections):
             interruption = self._main if len(connections) == 1 else OtherThread()
-            channel = Channel(connection, index, self._functions, self.lending, self.loans, self.end_fork, interruption)
+            channel = Channel(connection, index, self._functions, self.lending, loans, self.end_fork, interruption)
             context.channels.append(channel)
         connections[0].on_idle = _when_idle
         self._lock = allocate_lock()

@@ -60,7 +60,7 @@ def plan_function(spec: ServiceSpec, source: FunctionSource, idempotent: bool) -
 
 
 def plan_extension(spec: ServiceSpec) -> WorkerPlan:
-    """The plan for an extension, whose entry is a package's folder or a file. Opens its environment, which may build it.
+    """The plan for an extension, whose entry is a package's folder or a file. Opens its environment, perhaps builds it.
 
     Raises:
         EnvironmentError: there is no such environment.
