@@ -325,17 +325,18 @@ def restore_ndarray(spelled: Any, shape: Tuple[int, ...], layout: Layout, buffer
     numpy = installed("numpy", "a numpy array")
     if numpy is None:
         return _load("array_buffer").of_ndarray(spelled, shape, layout, buffer)
-    dtype = _read_dtype(numpy, spelled)
-    if dtype.hasobject or dtype.itemsize == 0:
+    dtype = numpy.dtype(spelled) if type(spelled) is str else _read_dtype(numpy, spelled)
+    itemsize = dtype.itemsize
+    if itemsize == 0 or dtype.hasobject:
         raise DecodeError(f"bytes cannot be read as items of dtype {dtype}")
     count = 1
     for length in shape:
         if length < 0:
             raise DecodeError(f"an array of shape {shape}")
         count *= length
-    size = bytes_that_came(buffer).nbytes
+    size = len(buffer) if type(buffer) in (bytes, bytearray) else bytes_that_came(buffer).nbytes
     if isinstance(layout, str):
-        if count * dtype.itemsize != size:
+        if count * itemsize != size:
             raise DecodeError(f"an array of shape {shape} and dtype {dtype} does not have {size} bytes")
         array = numpy.frombuffer(buffer, dtype, count) if size else numpy.empty(count, dtype)
         return array if layout == "C" and len(shape) == 1 else array.reshape(shape, order=layout)

@@ -125,33 +125,39 @@ class Mapping:
         self.held: Any = None  # a weak reference
         self.faults = 0
 
-    def is_clean(self, start: int, size: int) -> bool:
-        """Whether these bytes are still the segment's, since nobody wrote to them here."""
-        if self.faults == _faults():
+    def is_clean(self) -> bool:
+        """Whether all of it is still the segment's, since nobody wrote to it here."""
+        faults = _faults()
+        if self.faults == faults:
             return True  # the first write to a page is a fault
-        first = (self.address + start) // PAGESIZE
-        count = (self.address + start + size - 1) // PAGESIZE - first + 1
+        if not self._has_own_pages():
+            self.faults = faults  # counted before it was looked at
+            return True
+        return False
+
+    def _has_own_pages(self) -> bool:
+        first, count = self.address // PAGESIZE, self.borrowed.size // PAGESIZE
         try:
             fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return False
+            return True
         try:
             for page in range(first, first + count, _PAGES):
                 wanted = 8 * min(_PAGES, first + count - page)
                 entries = os.pread(fd, wanted, 8 * page)
                 if len(entries) != wanted or entries[7::8].translate(None, _NOT_OWN):
-                    return False
+                    return True
         except OSError:
-            return False
+            return True
         finally:
             os.close(fd)
-        return True
+        return False
 
     def renew(self) -> None:
         """What was written to it is forgotten."""
         if self.faults == _faults():
             return
-        if self.borrowed.size < _LOOK_ABOVE or not self.is_clean(0, self.borrowed.size):
+        if self.borrowed.size < _LOOK_ABOVE or not self.is_clean():
             self.memory.madvise(_DONTNEED)
 
 
@@ -333,7 +339,7 @@ class Loans:
                 return found if owner.users else None
             held = owner.held() if owner.held is not None else None
         # Its own it is not lent back: that would end only once this side looks. Not under the lock: it reads a file.
-        if held is None or owner.borrowed.lender is self or not owner.is_clean(offset, nbytes):
+        if held is None or owner.borrowed.lender is self or not owner.is_clean():
             return None
         return held, offset
 
