@@ -170,7 +170,7 @@ class Cargo:
         lent: Dict[Tuple[int, bool], Tuple[int, int]] = {}
         # What is both read and written to, as with `f(a, out=a)`, is one memory over there too.
         shared = {id(part.thing) for part in parts if part.is_shared}
-        if parts[0].thing is not None:
+        if parts[0].thing is not None and loans is not None and loans.lends_much:
             # Nothing will be allocated, perhaps for long; and borrowed memory that was lent on is another's to reuse.
             store.settle()
         try:

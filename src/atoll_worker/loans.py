@@ -47,6 +47,8 @@ _DESCRIPTOR = Struct("@i")
 _RETURNED, _LOST = 1, 2
 # How many loans there can be at a time.
 CELLS = 1 << 16
+# Loans that are looked after as soon as there are so many.
+_MUCH = 2
 # Descriptors that can be on their way: a socket takes some hundreds. Who sends on and on is not listened to for ever.
 _MOST_WAITING = 4096
 
@@ -322,6 +324,11 @@ class Loans:
             self._passed_as[number] = store.next_number()
         return bool(unused)
 
+    @property
+    def lends_much(self) -> bool:
+        """Whether it is worth while to look what was given back."""
+        return len(self._out) >= _MUCH
+
     def lent(self) -> List[Tuple[Any, int]]:
         """What is lent now, and the bytes of each."""
         return [(one, one.size if type(one) is Segment else len(one)) for one in list(self._out.values())]
@@ -519,4 +526,5 @@ def _give_back(held: Any) -> None:
                     pass
         elif mapping is not None:
             store.put_away(mapping)
+        store.drop_hold(held)
         held.loans._end(held.cell)

@@ -436,10 +436,12 @@ class Store:
         return len(self._holds) >= self.most_borrowed
 
     def add_hold(self, held: Any) -> None:
-        """Something keeps borrowed memory, until it is collected."""
-        key, holds = id(held), self._holds
-        # Nothing here takes a lock: it may be called at any moment.
-        holds[key] = weak_reference(held, lambda _: holds.pop(key, None))
+        """Something keeps borrowed memory, until ``drop_hold``."""
+        self._holds[id(held)] = weak_reference(held)
+
+    def drop_hold(self, held: Any) -> None:
+        """Not any more. From anywhere, finalizers included."""
+        self._holds.pop(id(held), None)
 
     def _living_holds(self) -> List[Any]:
         references = list(self._holds.values())
