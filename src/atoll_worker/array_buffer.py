@@ -21,7 +21,7 @@ class ArrayBuffer:
     """An array that came to a side without the library it is of.
 
     Attributes:
-        library: ``"numpy"`` or ``"torch"``.
+        origin: the library that it is of, ``"numpy"`` or ``"torch"``.
         dtype: what an item is, as numpy spells it: ``"<f4"``, ``"<M8[ns]"``, ``"|V16"`` for a structure; a name such as
             ``"bfloat16"`` where numpy has none.
         shape: lengths of the axes.
@@ -38,8 +38,8 @@ class ArrayBuffer:
         "data",
         "dtype",
         "itemsize",
-        "library",
         "offset",
+        "origin",
         "shape",
         "strides",
     )
@@ -56,7 +56,7 @@ class ArrayBuffer:
         pass_on: Callable[[Carrier], Reduced],
         descr: Any = None,
     ) -> None:
-        self.library = library
+        self.origin = library
         self.dtype = dtype
         self.itemsize = itemsize
         self.shape = tuple(shape)
@@ -119,7 +119,7 @@ class ArrayBuffer:
         return view
 
     def __repr__(self) -> str:
-        return f"<ArrayBuffer: {self.library} array of shape {self.shape} and dtype {self.dtype}>"
+        return f"<ArrayBuffer: {self.origin} array of shape {self.shape} and dtype {self.dtype}>"
 
 
 def _native_format(dtype: str) -> Optional[str]:

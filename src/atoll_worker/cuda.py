@@ -430,7 +430,7 @@ def reduce_array(value: Any, carrier: Carrier) -> Reduced:
     if torch is not None and issubclass(cls, torch.Tensor):
         raise Unsupported(value, "a tensor of a class of its own: pass x.as_subclass(torch.Tensor)")
     is_ours = cls is DeviceArray
-    library, dtype = (value.library, value.dtype) if is_ours else (cls.__module__.partition(".")[0], "")
+    library, dtype = (value.origin, value.dtype) if is_ours else (cls.__module__.partition(".")[0], "")
     try:
         interface = value.__cuda_array_interface__
         shape = tuple(int(length) for length in interface["shape"])

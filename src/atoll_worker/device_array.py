@@ -42,10 +42,10 @@ class DeviceArray:
         device: the ordinal of the device in this process.
         read_only: it is not to be written to.
         uuid: of the device, 16 bytes; empty where there are no items and the sender did not know.
-        library: which one it came from (``"torch"``, ...), and is to be of again where that is installed.
+        origin: the library that it came from (``"torch"``, ...), and is to be of again where that is installed.
     """
 
-    __slots__ = ("__weakref__", "_address", "_dlpack_kind", "_owner", "device", "dtype", "library",
+    __slots__ = ("__weakref__", "_address", "_dlpack_kind", "_owner", "device", "dtype", "origin",
                  "read_only", "shape", "strides", "uuid")  # fmt: skip
 
     def __init__(
@@ -61,7 +61,7 @@ class DeviceArray:
         uuid: bytes,
         dlpack_kind: int,
     ) -> None:
-        self.library = library
+        self.origin = library
         self.dtype = dtype
         self.shape = shape
         self.strides = strides

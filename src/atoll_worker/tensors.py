@@ -280,7 +280,7 @@ def restore_parameter(data: Any, requires_grad: bool) -> Any:
         return torch.nn.Parameter(data, requires_grad)
     if type(data) is not ArrayBuffer:
         return data
-    parts = data.library, data.dtype, data.itemsize, data.shape, data.strides, data.data, data.offset
+    parts = data.origin, data.dtype, data.itemsize, data.shape, data.strides, data.data, data.offset
     return ArrayBuffer(*parts, lambda carrier: (restore_parameter, (data, requires_grad)))
 
 

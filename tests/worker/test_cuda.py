@@ -816,7 +816,7 @@ def test_it_is_an_array_of_the_library_that_it_came_from(
     monkeypatch.setitem(sys.modules, module, None)  # cannot be imported
     array = restore_cuda_array(name, "<f8", (8,), (8,), memory, proxy([]))
     assert type(array) is DeviceArray
-    assert array.library == name
+    assert array.origin == name
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module, library)
     assert restore_cuda_array(name, "<f8", (8,), (8,), memory, proxy([])) == "converted"

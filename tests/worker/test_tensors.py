@@ -112,7 +112,7 @@ def test_tensors_where_torch_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert decode(name).view("u1").ravel()[:202].tolist() == [*range(101), *range(101)]
     half = decode("complex32")
     assert isinstance(half, ArrayBuffer)
-    assert (half.library, half.dtype, half.itemsize) == ("torch", "complex32", 4)
+    assert (half.origin, half.dtype, half.itemsize) == ("torch", "complex32", 4)
     assert decode("every other").tolist() == numpy.arange(480).reshape(6, 8, 10)[:, ::2].tolist()
     assert decode("windows").tolist() == [list(range(start, start + 4)) for start in range(7)]
     assert decode("no items, many axes").shape == (3, 0, 2)
