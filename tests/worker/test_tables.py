@@ -386,5 +386,6 @@ def identical(one: Any, other: Any) -> bool:
 def test_whatever_table(table: Any, decoder: Decoder) -> None:
     """Tables, and frames of polars made from them."""
     assert identical(passed(table, decoder), table)
-    frame = polars.from_arrow(table)
-    assert passed(frame, decoder).equals(frame, null_equal=True)
+    if not any("\0" in name for name in table.column_names):  # of which polars itself panics
+        frame = polars.from_arrow(table)
+        assert passed(frame, decoder).equals(frame, null_equal=True)
