@@ -95,11 +95,18 @@ def test_there_and_back(services: tuple[Any, Any]) -> None:
     assert (status.borrowed, status.lent) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["table", "batch", "chunks", "frame", "block", "series"])
-def test_passing_on_copies_nothing(name: str, services: tuple[Any, Any]) -> None:
-    """What one worker gave goes to another as it is."""
+NUMBERS = pyarrow.table({"a": numpy.arange(ROWS), "b": numpy.arange(ROWS) * 0.5})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [NUMBERS, NUMBERS.to_batches()[0], NUMBERS["b"], NUMBERS.to_pandas(), values()["block"]],
+    ids=["table", "batch", "chunks", "frame", "block"],
+)
+def test_passing_on_copies_nothing(value: Any, services: tuple[Any, Any]) -> None:
+    """What one worker gave goes to another as it is, if it is made of numbers: text has offsets, which a worker could
+    change once they were checked, so that the host makes a copy of it."""
     one, other = services
-    value = values()[name]
     received = one.echo(value)
     before = atoll.memory().copies
     other.keep(received)
