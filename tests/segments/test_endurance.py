@@ -163,8 +163,7 @@ def test_workers_are_killed_with_arrays_on_their_way(serve: Callable[..., Any]) 
     with Storm(ask, expected=lambda question: True, callers=4).around() as storm:
         torment(service, signal.SIGKILL, seconds(10), every=0.1)
     assert storm.raised["WorkerDied"] > 0
-    for result, expected in held:
-        assert zlib.crc32(result) == expected
+    assert all(zlib.crc32(result) == expected for result, expected in held)
     held.clear()
     until_given_back()
 
