@@ -25,6 +25,7 @@ from itertools import chain
 from .errors import DecodeError, SegmentsExhausted
 from .loans import CannotLend
 from .segments import Segment, store
+from .wire import CARGO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .loans import Loans
     from .wire import Bytes
 
-BEGINNING = 0x93
 _TABLE = Struct("<B3xI")
 _ENTRY = Struct("<BB2xIQQQ")
 SEGMENT, SHARED, FRAME, SAME = 1, 2, 3, 4
@@ -207,7 +207,7 @@ class Cargo:
             self.clear()
         if len(buffers) == len(entries) and not has_forms:
             return b"", buffers
-        return _TABLE.pack(BEGINNING, len(entries)) + b"".join(entries), buffers
+        return _TABLE.pack(CARGO, len(entries)) + b"".join(entries), buffers
 
     def _copy(self, parts: List[Part], loans: Loans, made: List[Segment]) -> None:
         """Copy what has no segment yet into one."""

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 # Seconds after which a thread that waits for its turn looks whether the call is still in progress.
 _LOOK_AGAIN = 0.05
-_CARGO = b"\x93"  # see `cargo`
 _CALL_LABELS = (("args", 1), ("kwargs", 2))
 _CALL_NUMBER = wire.CALL_NUMBER
 # What callers who speak JSON ask of a stream: its next items, its end.
@@ -436,7 +435,7 @@ class Channel:
             if not number or self.call_number != number:
                 raise AtollError(NO_CALL)
             kind, payload, buffers = self._exchange(function, args, kwargs)
-            if payload[:1] == _CARGO:
+            if payload and payload[0] == wire.CARGO:
                 # What was lent is taken up, and so given back, whether or not an interruption strikes from here on.
                 value, payload = self._decoder.decode(payload, buffers), b""
         except ConnectionClosed:

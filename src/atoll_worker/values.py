@@ -29,6 +29,7 @@ from .adapters import Unsupported, build_registered, children, reducer_of
 from .arrays import Carrier, Shared, array_reducer_of
 from .errors import DecodeError, EncodeError, SegmentsExhausted
 from .registry import by_name
+from .wire import CARGO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 INLINE_BUFFER = 60_000
 
 _STACK_GLOBAL = b"\x93"
-_CARGO = 0x93  # what a payload with cargo begins with
 _NEXT_BUFFER = b"\x97"
 _BYTEARRAY8 = 0x96
 # Opcodes of bytes that the pickler does not copy, and the bytes that these take with the length: BINBYTES, BINBYTES8.
@@ -400,7 +400,7 @@ class Decoder:
                     return _loads(payload)
             elif is_plain(payload) is not None:
                 return _loads(payload)
-            if payload and payload[0] == _CARGO:
+            if payload and payload[0] == CARGO:
                 from .cargo import unload
 
                 buffers, payload = unload(payload, buffers, self._loans and self._loans(), own)

@@ -82,6 +82,9 @@ JSON = 2
 CODEC_BITS = (1 << PICKLE) | (1 << JSON)
 _KNOWN_CODECS = frozenset((RAW, PICKLE, JSON))
 
+# What the payload of a value begins with if it has cargo (see there); no pickle does.
+CARGO = 0x93
+
 # Bounds, checked before anything is allocated.
 MAX_PAYLOAD = 1 << 30
 MAX_BUFFERS = 4096

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .worker import Worker, WorkerPlan
 
 _PICKLE = wire.PICKLE
-_CARGO = 0x93
+_CARGO = wire.CARGO
 _RESULT = wire.RESULT
 _CALL = wire.CALL
 _OK = "ok"
