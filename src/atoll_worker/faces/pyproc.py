@@ -6,18 +6,18 @@ locks, and signals, CUDA and asyncio find what they expect. Several workers are 
 
 What always holds here: nobody but the user's own processes can connect, ever; a socket that somebody answers at is
 never taken away; and no socket of this worker's is left when it ends in order. What does not belong here: calls
-(``pyproc_server``).
+(``pyproc_server``), the making of a socket (``unix_socket``).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from _socket import AF_UNIX, SOCK_STREAM, socket  # `socket` itself would import `enum`
 
 from .. import context
 from ..errors import AtollError
 from ..service import table_of_program
+from . import unix_socket
 from .json_codec import AUTOMATIC, Codec
 from .pyproc_server import LOG_VARIABLE, Server, Stop, logger, say
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE = "PYPROC_SOCKET_PATH"
 CODEC_VARIABLE = "PYPROC_CODEC_TYPE"
-
-# As many callers as the kernel admits may wait to be accepted; it takes the less of this and `somaxconn`.
-_BACKLOG = 4096
 
 
 def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = None) -> None:
@@ -87,7 +84,7 @@ def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
     server = Server(table, codec)
     try:
         with _Signals(server):
-            listener = _listen(path)  # from now on somebody can connect, and also end it
+            listener = unix_socket.listen(path, "a worker")  # from now on somebody can connect, and also end it
             place = _Place(path)
             say("listening at %s, JSON by %s, functions: %s", path, codec.name, ", ".join(sorted(server.functions)))
             try:
@@ -101,33 +98,17 @@ def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
         server.close()
 
 
-class _Place:
+class _Place(unix_socket.Place):
     """Where a worker's socket stands, and who started it."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        super().__init__(path)
         self._parent = os.getppid()
-        self._identity = self._now()
-
-    def _now(self) -> Optional[Tuple[int, int]]:
-        try:
-            now = os.lstat(self._path)
-        except OSError:
-            return None
-        return now.st_ino, now.st_dev
-
-    def unlink(self) -> None:
-        """Remove the socket, unless it is one that took its place meanwhile."""
-        if self._now() == self._identity:
-            try:
-                os.unlink(self._path)
-            except OSError:
-                pass  # somebody was faster
 
     def is_forgotten(self) -> bool:
         """Whether nobody can find this worker any more, nor end it: who started it has ended, and the socket is gone,
         or is that of another. So ends the worker of a program that was killed, once the next one has taken the path."""
-        return os.getppid() != self._parent and self._now() != self._identity
+        return os.getppid() != self._parent and not self.is_ours
 
 
 def _set_log_level(name: Optional[str]) -> None:
@@ -145,68 +126,6 @@ def _set_log_level(name: Optional[str]) -> None:
     except ValueError:
         raise ValueError(f"{LOG_VARIABLE} is {name!r}; levels are debug, info, warning and error") from None
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless there is a handler
-
-
-# -- the socket ----------------------------------------------------------------------------------------------------
-
-
-def _listen(path: str) -> socket:
-    """A socket that listens at ``path``, for this user only.
-
-    Raises:
-        OSError: as ``run_worker``.
-    """
-    listener = socket(AF_UNIX, SOCK_STREAM)
-    try:
-        _clear(path)
-        before = os.umask(0o177)  # it never exists with other permissions, not even for a moment
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.filename is not None:
-            raise
-        raise type(error)(error.errno or 0, f"cannot listen on a socket: {error.strerror or error}", path) from None
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _clear(path: str) -> None:
-    """Remove the socket of a worker that was killed."""
-    import errno
-    import stat
-
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return  # binding says what is wrong, if something is
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "something stands here that is no socket, so it is left alone", path)
-    probe = socket(AF_UNIX, SOCK_STREAM)
-    try:
-        probe.setblocking(False)
-        probe.connect(path)
-        words = "a worker listens here already; give each a path of its own"
-    except BlockingIOError:
-        words = "a worker listens here already, and so many wait for it that nobody else may"
-    except ConnectionRefusedError:
-        words = ""
-    except OSError as error:
-        words = f"a socket stands here that is not ours ({error.strerror})"
-    finally:
-        probe.close()
-    if words:
-        raise FileExistsError(errno.EEXIST, words, path)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass  # somebody was faster
 
 
 class _Signals:
