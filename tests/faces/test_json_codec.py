@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from atoll_worker.errors import EncodeError
-from atoll_worker.faces.json_codec import NAMES, Codec
+from atoll_worker.json_codec import NAMES, Codec
 
 VALUES = [
     None,

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll_worker.faces.json_codec import Codec
 from atoll_worker.faces.pyproc_wire import (
     MAX_FRAME,
     Cancellation,
@@ -22,6 +21,7 @@ from atoll_worker.faces.pyproc_wire import (
     write_error,
     write_result,
 )
+from atoll_worker.json_codec import Codec
 
 CODEC = Codec("json")
 

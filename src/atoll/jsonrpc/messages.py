@@ -11,7 +11,7 @@ import json
 from typing import Any, NamedTuple
 
 from atoll_worker.errors import RemoteError
-from atoll_worker.faces.answers import write_json
+from atoll_worker.json_codec import write_json
 
 from ..errors import (
     CallCancelled,

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from atoll_worker.faces.answers import write_json
+from atoll_worker.json_codec import write_json
 
 from ..errors import AtollError, EncodeError, FunctionNotFound
 from ..pool.stream import Stream

@@ -94,52 +94,6 @@ def context_of(error: BaseException) -> str:
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def write_json(value: Any, label: str) -> str:
-    """A value as JSON on one line, ASCII only.
-
-    Args:
-        value: what to write.
-        label: what an error calls it.
-
-    Raises:
-        EncodeError: JSON cannot carry it; the message names the part that it cannot.
-    """
-    import json
-
-    try:
-        return json.dumps(value, allow_nan=False)
-    except Exception as error:  # also what a value raises at being looked at
-        from ..errors import EncodeError
-
-        path, why = _culprit(value, label, 0) or (label, str(error))
-        raise EncodeError(f"{path} cannot be written as JSON: {why}") from None
-
-
-def _culprit(value: Any, path: str, depth: int) -> Any:
-    """The first part that JSON cannot carry, and why; None if there is none to be found."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return None
-    if isinstance(value, float):
-        return None if -float("inf") < value < float("inf") else (path, f"there is no {value!r} in JSON")
-    if depth > 100:
-        return path[:200] + "...", "it is nested too deeply, or holds itself"
-    if isinstance(value, dict):
-        for key, one in value.items():
-            if not (key is None or isinstance(key, (str, int, float))):
-                return path, f"a key of it is {key!r:.100}, expected text"
-            found = _culprit(one, f"{path}[{key!r:.100}]", depth + 1)
-            if found:
-                return found
-        return None
-    if isinstance(value, (list, tuple)):
-        for index, one in enumerate(value):
-            found = _culprit(one, f"{path}[{index}]", depth + 1)
-            if found:
-                return found
-        return None
-    return path, f"it is a {type(value).__module__}.{type(value).__qualname__}".replace(" a builtins.", " a ")
-
-
 def read_params(text: Union[bytes, str]) -> Dict[str, Any]:
     """The parameters of a call from what was sent: one JSON object.
 

@@ -16,9 +16,9 @@ import sys
 
 from .. import context
 from ..errors import AtollError
+from ..json_codec import AUTOMATIC, Codec
 from ..service import table_of_program
 from . import unix_socket
-from .json_codec import AUTOMATIC, Codec
 from .pyproc_server import LOG_VARIABLE, Server, Stop, logger, say
 
 TYPE_CHECKING = False

@@ -38,9 +38,9 @@ from time import monotonic
 from .. import completion, context, used_names
 from ..errors import Cancelled
 from ..interruption import MainThread
+from ..json_codec import Codec
 from ..service import is_coroutine_function, is_generator_function, run_to_end
 from . import pyproc_wire
-from .json_codec import Codec
 from .pyproc_wire import Cancellation, FrameReader, Malformed, Request, read_message, write_error, write_result
 
 TYPE_CHECKING = False

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Union
 
-    from .json_codec import Bytes, Codec
+    from ..json_codec import Bytes, Codec
 
     Message = Union["Request", "Cancellation"]
 

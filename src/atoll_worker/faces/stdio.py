@@ -15,6 +15,7 @@ import sys
 from time import perf_counter
 
 from ..completion import complete, is_coroutine
+from ..json_codec import write_json
 from ..service import (
     Service,
     is_async_generator_function,
@@ -104,7 +105,7 @@ class ServiceBase(Service):
         answer = self._answer(out)
         if os.getpid() != pid:
             os._exit(0)  # a child that user code forked and let fall through to here: the answer is its parent's
-        _write_last(out, answers.write_json(answer, "the answer"))
+        _write_last(out, write_json(answer, "the answer"))
         try:
             self.teardown()
         except BaseException:
@@ -122,7 +123,7 @@ class ServiceBase(Service):
             self.setup()
             began = perf_counter()
             answer = answers.succeeded(self._process_all(params, out), perf_counter() - began)
-            answers.write_json(answer, "the result")
+            write_json(answer, "the result")
             return answer
         except BaseException as error:  # also SystemExit: whoever waits wants to know
             from ..channel import describe_raised
@@ -144,7 +145,7 @@ class ServiceBase(Service):
 
             def take(item: Any) -> None:
                 nonlocal count
-                _write(out, answers.write_json({"chunk": item}, "a chunk"))
+                _write(out, write_json({"chunk": item}, "a chunk"))
                 count += 1
 
         if is_async_generator_function(function):
