@@ -288,11 +288,17 @@ class FrameReader:
     ``next_frame()`` until it returns None. ``receive_data(data)`` does the first two for bytes already at hand.
     Large payloads and buffers are received in place, without another copy, and memory grows no further than
     what was really received.
+
+    Args:
+        max_payload: bytes of the largest payload that is taken.
+        max_buffers: most buffers of a frame.
     """
 
     SCRATCH = 1 << 16
 
-    def __init__(self) -> None:
+    def __init__(self, max_payload: int = MAX_PAYLOAD, max_buffers: int = MAX_BUFFERS) -> None:
+        self._max_payload = max_payload
+        self._max_buffers = max_buffers
         self._scratch = bytearray(self.SCRATCH)
         self._view = memoryview(self._scratch)
         self._start = 0  # of unread bytes in the scratch buffer
@@ -400,7 +406,7 @@ class FrameReader:
                 raise RemoteProtocolError(f"a frame of unknown kind {scratch[start]}")
             return False
         header = HEADER.unpack_from(scratch, start)
-        check_header(header)
+        check_header(header, self._max_payload, self._max_buffers)
         self._header = header
         self._start = start + HEADER_SIZE
         return True
@@ -436,7 +442,9 @@ def _allocate(size: int) -> Union[bytearray, mmap]:
         raise RemoteProtocolError(f"{size:,} bytes were announced, more than can be reserved: {error}") from None
 
 
-def check_header(header: Tuple[int, int, int, int, int]) -> None:
+def check_header(
+    header: Tuple[int, int, int, int, int], max_payload: int = MAX_PAYLOAD, max_buffers: int = MAX_BUFFERS
+) -> None:
     """Raises:
     RemoteProtocolError: the numbers of a header are out of bounds.
     """
@@ -445,8 +453,8 @@ def check_header(header: Tuple[int, int, int, int, int]) -> None:
         raise RemoteProtocolError(f"a frame of unknown kind {kind}")
     if codec not in _KNOWN_CODECS:
         raise RemoteProtocolError(f"a frame with unknown codec {codec}")
-    if length > MAX_PAYLOAD or count > MAX_BUFFERS:
+    if length > max_payload or count > max_buffers:
         raise RemoteProtocolError(
             f"a frame announces {length:,} payload bytes and {count:,} buffers; "
-            f"at most {MAX_PAYLOAD:,} and {MAX_BUFFERS:,} are allowed"
+            f"at most {max_payload:,} and {max_buffers:,} are allowed"
         )

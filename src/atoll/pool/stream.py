@@ -58,6 +58,23 @@ class Stream(RemoteIterator, Generic[T]):
 
         async def __anext__(self) -> T: ...
 
+    async def take(self, maximum: int) -> tuple[list[T], bool]:
+        """The next items, at least one unless there are no more, and whether there are no more.
+
+        What was fetched already is not waited for.
+
+        Args:
+            maximum: how many at most.
+        """
+        try:
+            items = [await self.__anext__()]
+        except StopAsyncIteration:
+            return [], True
+        inlet = self._inlet
+        while inlet.items and len(items) < maximum:
+            items.append(inlet.items.pop())
+        return items, inlet.ended and not inlet.items
+
     def close(self) -> None:
         """Let the generator end now. Idempotent."""
         if self._end():
