@@ -17,19 +17,22 @@ What always holds:
 * A mapping is kept for the next loan of the same segment: faulting pages in costs more than copying them.
 * Nothing the other side says is believed: descriptors are checked (``shared_memory``), numbers and lengths against what
   was mapped. Whoever gives back too early sees its own data change, and nobody else's.
+* A side that has no descriptor left copies what it is lent, and says so in the cell, so that the lender passes the
+  segment again the next time. One descriptor is kept aside for that (``reserve``).
 """
 
 from __future__ import annotations
 
 import os
-from _socket import CMSG_SPACE, MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET
+from _socket import CMSG_SPACE, MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, SCM_RIGHTS, SOL_SOCKET
 from _struct import Struct
 from _weakref import ref as weak_reference
 from collections import deque
+from errno import EMFILE
 from mmap import ACCESS_COPY, ACCESS_WRITE, PAGESIZE, mmap
 from resource import RUSAGE_SELF, getrusage
 
-from . import shared_memory
+from . import reserve, shared_memory
 from .errors import DecodeError
 from .segments import Segment, address_of, hold, store
 
@@ -42,18 +45,22 @@ if TYPE_CHECKING:
 _PASSED = Struct("<B7xQQ")
 _LEDGER, _SEGMENT = 1, 2
 _DESCRIPTOR = Struct("@i")
+_RIGHTS = CMSG_SPACE(4 * 4)
 
 # States of a cell: the loan lasts; it has ended; it has ended, and the segment's descriptor did not arrive.
 _RETURNED, _LOST = 1, 2
-# How many loans there can be at a time.
+# One more than how many loans there can be at a time.
 CELLS = 1 << 16
+# The last cell is the borrower's, to say that it has a mapping of them.
+_ANSWER = -1
 # Loans that are looked after as soon as there are so many.
 _MUCH = 2
 # Descriptors that can be on their way: a socket takes some hundreds. Who sends on and on is not listened to for ever.
 _MOST_WAITING = 4096
 
 _DONTNEED = 4  # madvise: of `mmap` from Python 3.8 on, where the C library had it
-_MSG_CMSG_CLOEXEC = 0x40000000 if os.uname().sysname == "Linux" else 0
+_IS_LINUX = os.uname().sysname == "Linux"
+_CLOEXEC = 0x40000000 if _IS_LINUX else 0
 # Mappings below this are emptied without looking whether anybody wrote to them.
 _LOOK_ABOVE = 1 << 19
 # Pages to look at at a time.
@@ -193,16 +200,22 @@ class Loans:
         self.on_forget: Callable[[int], None] = lambda number: None
         self.most_passed: Optional[int] = None
         self._cells: Optional[mmap] = None  # of what is lent
+        self._ledger = -1  # their descriptor, until the other side has a mapping
         self._free_cells: List[int] = []
         self._used_cells = 0
         self._out: Dict[int, Any] = {}
         self._known: Set[int] = set()
+        self._unsure: Set[int] = set()  # passed, perhaps copied there, and not lent in the end: to be passed again
         self._passed_as: Dict[int, int] = {}  # where that is another number than the segment's own
         self._writable: Set[int] = set()  # of those known, what the other side can write to
         self._their_cells: Optional[mmap] = None  # of what is borrowed
         self._borrowed: Dict[int, Borrowed] = {}
         self._lost: Set[int] = set()
+        # Of segments for whose descriptors there was no room, and how often they were passed.
+        self._copies: Dict[int, Tuple[bytearray, int]] = {}
+        self._unsaid: Dict[int, int] = {}  # states of cells, until there is a mapping to write them to
         self._is_closed = False
+        reserve.keep()
         store.add_peer(self)
 
     # -- lending ---------------------------------------------------------------------------------------------
@@ -236,18 +249,28 @@ class Loans:
             if not borrowed.own_number:
                 borrowed.own_number = store.next_number()
             number, size, fd = borrowed.own_number, borrowed.size, borrowed.fd
-        if number not in self._known:
+        if number in self._known:
+            self._look_for_lost()
+        if not self._is_answered() and self._out:
+            # With no descriptor left to map the ledger, the other side copies, and cannot say so.
+            if len(self._out) & (len(self._out) - 1) == 0:
+                self._pass(_LEDGER, 0, CELLS, self._ledger)
+            self._unsure.update(self._known)
+        if number in self._unsure and number in self._known:
+            self._pass(_SEGMENT, self._passed_as.get(number, number), size, fd)
+        elif number not in self._known:
             # The other side takes so many, and a few more: what is known of those it was told to forget.
             most = store.most_borrowed if self.most_passed is None else self.most_passed
             if len(self._known) >= most and not (store.let_go_of_free(self._known) or self._retract_one()):
                 raise CannotLend
             self._pass(_SEGMENT, self._passed_as.get(number, number), size, fd)
             self._known.add(number)
+        self._unsure.discard(number)
         if writable:
             self._writable.add(number)
         if self._free_cells:
             cell = self._free_cells.pop()
-        elif self._used_cells < CELLS:
+        elif self._used_cells < CELLS - 1:
             cell = self._used_cells
             self._used_cells += 1
         else:
@@ -265,11 +288,21 @@ class Loans:
         try:
             cells = mmap(fd, CELLS)
             self._pass(_LEDGER, 0, CELLS, fd)
-        except OSError:
-            raise CannotLend from None
-        finally:
+        except (OSError, CannotLend) as error:
             os.close(fd)
-        self._cells = cells
+            raise error if isinstance(error, CannotLend) else CannotLend from None
+        self._cells, self._ledger = cells, fd
+
+    def _is_answered(self) -> bool:
+        """Whether the other side has a mapping of the cells. From then on their descriptor is not needed."""
+        if self._ledger >= 0 and self._cells is not None and self._cells[_ANSWER]:
+            self._close_ledger()
+        return self._ledger < 0
+
+    def _close_ledger(self) -> None:
+        fd, self._ledger = self._ledger, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _pass(self, kind: int, number: int, size: int, fd: int) -> None:
         rights = [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(fd))]
@@ -285,13 +318,17 @@ class Loans:
         thing = self._out.pop(cell, None)
         if thing is not None:
             self._free_cells.append(cell)
+            self._unsure.add(_number_of(thing))
             if type(thing) is Segment:
                 store.let_go(thing)
 
     def collect(self) -> List[Any]:
         """What has been given back since, to be let go of. With the store's lock held."""
         cells = self._cells
-        if cells is None or not self._out:
+        if cells is None:
+            return []
+        self._is_answered()
+        if not self._out:
             return []
         returned = []
         for state in (b"\1", b"\2"):
@@ -307,10 +344,21 @@ class Loans:
                 cell = cells.find(state, cell + 1, self._used_cells)
         return returned
 
+    def _look_for_lost(self) -> None:
+        """What the other side had no descriptor left for is to be passed again."""
+        assert self._cells is not None
+        cell = self._cells.find(b"\2", 0, self._used_cells)
+        while cell >= 0:
+            thing = self._out.get(cell)
+            if thing is not None:
+                self._known.discard(_number_of(thing))
+            cell = self._cells.find(b"\2", cell + 1, self._used_cells)
+
     def retract(self, number: int) -> None:
         """This side let go of a segment. With the store's lock held."""
         if number in self._known:
             self._known.discard(number)
+            self._unsure.discard(number)
             self._writable.discard(number)
             self.on_forget(self._passed_as.pop(number, number))
 
@@ -367,6 +415,8 @@ class Loans:
             raise DecodeError("no segment can be borrowed by what runs while shared memory is being looked after")
         with store.lock:
             borrowed = self._find(number, cell)
+            if borrowed is None:
+                return self._take_copy(number, cell, writable)
             mapping: Optional[Mapping] = None
             try:
                 if writable:
@@ -382,6 +432,8 @@ class Loans:
                     memory = mapping.memory
                     mapping.faults = _faults()
             except (OSError, ValueError) as error:
+                if getattr(error, "errno", 0) == EMFILE and not writable and self._copy(number, borrowed):
+                    return self._take_copy(number, cell, writable)
                 self._end(cell)
                 raise DecodeError(f"a segment of {borrowed.size:,} bytes cannot be mapped: {error}") from None
             held = hold(memory, borrowed.size, _give_back)
@@ -391,18 +443,67 @@ class Loans:
             store.add_hold(held)
         return memoryview(held).cast("B")
 
+    def _copy(self, number: int, segment: Borrowed) -> bool:
+        """Copy a segment while it is lent, since there is no descriptor left to keep it by; False if it cannot be."""
+        if segment.size + sum(len(copy) for copy, _ in self._copies.values()) > store.most_copied:
+            self._copies.clear()
+            if segment.size > store.most_copied:
+                return False
+        copy = bytearray(segment.size)
+        view, done = memoryview(copy), 0
+        try:
+            while done < segment.size:
+                count = os.preadv(segment.fd, [view[done:]], done)
+                if not count:
+                    return False
+                done += count
+        except OSError:
+            return False  # the memory of some systems is no file
+        self._copies[number] = copy, self._copies.get(number, (copy, 0))[1] + 1
+        store.count_copy(segment.size)
+        return True
+
+    def _take_copy(self, number: int, cell: int, writable: bool) -> memoryview:
+        """The copy that was made of a segment; the loan ends. The lender is told to pass the segment again."""
+        self._end(cell, _LOST)
+        copy, passed = self._copies.pop(number)
+        if passed > 1:  # for other loans, which last, so that the content is the same; or passed again before it is not
+            self._copies[number] = bytearray(copy), passed - 1
+        borrowed = self._borrowed.pop(number, None)
+        if borrowed is not None:
+            self._forget(borrowed)
+        if writable:
+            raise DecodeError(f"segment {number} is to be written to; this process has no descriptor left for it")
+        return memoryview(copy)
+
     def _end(self, cell: int, state: int = _RETURNED) -> None:
         cells = self._their_cells
-        if cells is not None and 0 <= cell < CELLS:
+        if not 0 <= cell < CELLS:
+            return
+        if cells is None:
+            self._unsaid[cell] = state
+        else:
             cells[cell] = state
 
-    def _find(self, number: int, cell: int) -> Borrowed:
+    def _find(self, number: int, cell: int) -> Optional[Borrowed]:
+        """The segment of a loan; None if there is only a copy of it."""
         for _ in range(_MOST_WAITING):
+            if number in self._copies:
+                if self._receive():
+                    continue  # it may have been passed again, with other content
+                return None
             borrowed = self._borrowed.get(number)
-            if borrowed is not None and self._their_cells is not None:
+            if borrowed is not None:
                 if not 0 <= cell < CELLS:
                     raise DecodeError(f"a loan has cell {cell}; there are {CELLS}")
-                return borrowed
+                if self._their_cells is not None:
+                    return borrowed
+                # By a copy its end can be said later.
+                if self._receive():
+                    continue
+                if self._copy(number, borrowed):
+                    return None
+                break
             if not self._receive():
                 break
         self._end(cell, _LOST)
@@ -412,56 +513,82 @@ class Loans:
 
     def _receive(self) -> bool:
         """Take one descriptor that was passed; False if there is none."""
+        is_short = False
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(
-                _PASSED.size, CMSG_SPACE(4 * 4), MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
-            )
+            if _IS_LINUX:
+                # Whether there is room for it, before it is lost.
+                _, ancillary, flags, _ = self._sock.recvmsg(_PASSED.size, _RIGHTS, MSG_DONTWAIT | MSG_PEEK | _CLOEXEC)
+                for fd in _descriptors(ancillary):
+                    os.close(fd)
+                is_short = bool(flags & MSG_CTRUNC) and not ancillary
+                if is_short:
+                    reserve.release()
+            data, ancillary, _, _ = self._sock.recvmsg(_PASSED.size, _RIGHTS, MSG_DONTWAIT | _CLOEXEC)
         except OSError:
             return False
-        descriptors = [
-            fd
-            for level, kind, content in ancillary
-            if level == SOL_SOCKET and kind == SCM_RIGHTS
-            for (fd,) in _DESCRIPTOR.iter_unpack(content[: len(content) & ~3])
-        ]
+        descriptors = _descriptors(ancillary)
         try:
             if len(data) != _PASSED.size:
                 if data:
                     raise DecodeError("what was passed beside a descriptor is not understood")
                 return False
-            kind, number, size = _PASSED.unpack(data)
-            # The host keeps to what it was told, but what it says of those to forget may come later than others.
-            is_flood = not self.is_trusted and len(self._borrowed) >= 2 * store.most_borrowed
-            if not descriptors or (kind == _SEGMENT and is_flood):
-                if len(self._lost) < _MOST_WAITING:
-                    self._lost.add(number)
-                return True
-            shared_memory.check(descriptors[0], size)
-            if kind == _LEDGER and self._their_cells is None and size >= CELLS:
-                try:
-                    self._their_cells = mmap(descriptors[0], CELLS)
-                except OSError as error:
-                    raise DecodeError(f"the cells for loans cannot be mapped: {error}") from None
-            elif kind == _SEGMENT and size % PAGESIZE == 0:
-                # One that came already is as good: the other side may not know yet that it did.
-                if number not in self._borrowed:
-                    self._borrowed[number] = Borrowed(self, number, descriptors.pop(0), size)
-            else:
-                raise DecodeError("what was passed beside a descriptor is not understood")
+            self._take(*_PASSED.unpack(data), descriptors, is_short)
             return True
         finally:
             for fd in descriptors:
                 os.close(fd)
+            reserve.keep()
+
+    def _take(self, kind: int, number: int, size: int, descriptors: List[int], is_short: bool) -> None:
+        # The host keeps to what it was told, but what it says of those to forget may come later than others.
+        is_flood = not self.is_trusted and len(self._borrowed) >= 2 * store.most_borrowed
+        if not descriptors or (kind == _SEGMENT and is_flood):
+            self._lose(number)
+            return
+        shared_memory.check(descriptors[0], size)
+        if kind == _LEDGER and self._their_cells is None and size >= CELLS:
+            self._map_cells(descriptors[0])
+        elif kind == _LEDGER and size == CELLS:
+            pass  # once more, before it was known over there that it arrived
+        elif kind == _SEGMENT and size % PAGESIZE == 0:
+            # One that came already is as good: the other side may not know yet that it did.
+            if number not in self._borrowed:
+                borrowed = Borrowed(self, number, descriptors.pop(0), size)
+                if not is_short:
+                    self._borrowed[number] = borrowed
+                    self._copies.pop(number, None)
+                elif not self._copy(number, borrowed):
+                    self._lose(number)
+        else:
+            raise DecodeError("what was passed beside a descriptor is not understood")
+
+    def _map_cells(self, fd: int) -> None:
+        try:
+            cells = mmap(fd, CELLS)
+        except OSError as error:
+            if error.errno != EMFILE:
+                raise DecodeError(f"the cells for loans cannot be mapped: {error}") from None
+            return  # it comes again, until it was answered
+        self._their_cells = cells
+        cells[_ANSWER] = _RETURNED
+        for cell, state in self._unsaid.items():
+            cells[cell] = state
+        self._unsaid.clear()
+
+    def _lose(self, number: int) -> None:
+        if len(self._lost) < _MOST_WAITING:
+            self._lost.add(number)
 
     def forget(self, number: int) -> None:
         """The other side let go of a segment: so does this one, of what it kept of it."""
         with store.lock:
             try:
                 for _ in range(_MOST_WAITING):
-                    if number in self._borrowed or not self._receive():
+                    if number in self._borrowed or number in self._copies or not self._receive():
                         break
             except DecodeError:
                 pass  # whoever borrows is told
+            self._copies.pop(number, None)
             borrowed = self._borrowed.pop(number, None)
             if borrowed is not None:
                 self._forget(borrowed)
@@ -488,7 +615,9 @@ class Loans:
             for one in borrowed.values():
                 self._forget(one)
             self._known.clear()
+            self._copies.clear()
             self._cells = self._their_cells = None
+            self._close_ledger()
             self._sock.close()
             store.leave(self)
         out.clear()  # out of the lock: it lets go of borrowed memory
@@ -498,8 +627,19 @@ class Loans:
         """In a forked child: loans are the parent's to give back, and the other side is the parent's peer."""
         self._is_closed = True
         self._cells = self._their_cells = None
+        self._close_ledger()
         self._out = {}
         self._sock.close()
+
+
+def _descriptors(ancillary: List[Any]) -> List[int]:
+    """Those that came with a message."""
+    return [
+        fd
+        for level, kind, content in ancillary
+        if level == SOL_SOCKET and kind == SCM_RIGHTS
+        for (fd,) in _DESCRIPTOR.iter_unpack(content[: len(content) & ~3])
+    ]
 
 
 def _number_of(thing: Any) -> int:

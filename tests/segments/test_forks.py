@@ -176,6 +176,7 @@ def test_many_forks(service: Any, random_bytes: Random) -> None:
     """Nothing is kept of a child that has ended."""
     array, result = atoll.asarray(random_bytes(MB)), service.make(MB, 1)
     service.keep("a", array)
+    assert atoll.memory().lent == 1  # what is given back has been looked at
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
         Child(lambda: None).finish()

@@ -248,7 +248,7 @@ ONE = [(PASSED, 7, 16 * PAGE, "memory")]
         ([(PASSED, 7, 0, "memory")], "announced"),
         ([(PASSED, 7, PAGE + 1, "memory")], "not understood"),
         ([(9, 7, PAGE, "memory")], "not understood"),
-        ([(LEDGER, 0, 1 << 16, "memory")], "not understood"),
+        ([(LEDGER, 0, 1 << 15, "memory")], "not understood"),
         ([(PASSED, 7, PAGE, "a pipe")], "no memory"),
         ([(PASSED, 7, PAGE, "a folder")], "no memory"),
         ([(PASSED, 7, PAGE, "a socket")], "no memory"),

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from atoll_worker import reserve
+
 if TYPE_CHECKING:
     from socket import socket
 
@@ -58,6 +60,7 @@ class Warden:
         self._heard: dict[int, tuple[socket, Callable[[], bool]]] = {}  # by descriptor
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_number = 0
+        reserve.keep()  # while there are descriptors
         self._thread = threading.Thread(target=self._run, name="atoll-warden", daemon=True)
         self._thread.start()
 
