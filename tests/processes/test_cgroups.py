@@ -23,6 +23,7 @@ from atoll.processes.limits import apply_limits, enforcement
 from atoll.processes.tree import descendants, kill_tree
 from atoll.processes.usage import start_time
 from conditions import until, until_gone
+from storm import ready_pids
 
 FILES = (
     *("cgroup.procs", "cgroup.subtree_control", "cgroup.controllers", "cgroup.kill"),
@@ -292,6 +293,7 @@ def test_a_worker_is_put_into_a_group_which_goes_with_it(
     (folder / "memory.events").write_text("oom_kill 1\n")
     os.kill(worker, 9)
     until(lambda: not folder.exists())
+    until(lambda: worker not in ready_pids(pid))  # a call that had been sent to it would fail
     successor = pid()
     (folder,) = groups_in(base)
     assert (folder / "cgroup.procs").read_text() == str(successor)

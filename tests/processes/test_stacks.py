@@ -360,6 +360,7 @@ def test_native_stacks_by_each_tool(start: Start, tool: str, monkeypatch: pytest
         pytest.skip(f"{tool} is not installed")
     process = start("holding_the_interpreter_lock")
     monkeypatch.setattr(module, "_TOOLS", tools(tool))
+    until(lambda: " in holding_the_interpreter_lock\n" in dump(process))  # it says "ready" a moment before
     text = native_stacks(process.pid, 60)
     if "not permitted" in text.splitlines()[0]:
         pytest.skip(text.splitlines()[0])
