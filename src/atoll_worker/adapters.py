@@ -260,7 +260,7 @@ def build_registered(known: Registered, parts: Any) -> Any:
 # -- references ----------------------------------------------------------------------------------------------------
 
 
-def restore_lent(kind: str, number: int) -> Any:
+def restore_lent(kind: str, number: int, methods: Tuple[str, ...] = ()) -> Any:
     """What the other side lent; the decoder of a connection puts the method that knows in this place."""
     raise DecodeError("a reference has no meaning here")
 

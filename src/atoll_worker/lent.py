@@ -3,11 +3,17 @@
 
 The same on both sides, for extensions: what they pass is often a model, of which nobody would say ``ref`` by hand. What
 always holds: arrays, tensors and plain data cross by value; any other object stays where it is, and what its methods
-return is passed in the same way; an object that comes back to where it lives is that object again. What does not belong
-here: how references cross (``references``).
+return is passed in the same way; an object that comes back to where it lives is that object again.
+
+Of an object that is lent the other side reads what is public and is data, a function, or an object of the package that
+its own class is of: its parts. Modules and classes are neither read nor called, nor objects of other packages: from
+those one could walk on to whatever the process has. What does not belong here: how references cross (``references``).
 """
 
 from __future__ import annotations
+
+import sys
+from weakref import WeakKeyDictionary
 
 from .adapters import reducer_of
 from .arrays import array_reducer_of
@@ -17,7 +23,7 @@ from .streams import is_iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterator
+    from typing import Any, Callable, Iterator, MutableMapping, Tuple
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, set, frozenset))
 
@@ -26,8 +32,14 @@ class _Bound:
     def method(self) -> None: ...
 
 
-# What is called back, as every callable argument is.
+# What may be a part of any object.
 _FUNCTIONS = frozenset((type(is_iterator), type([].append), type(_Bound().method)))
+
+
+# What makes a method of a class, for whoever looks into the class itself.
+_METHODS = (type(is_iterator), type(str.join), type(str.__str__), staticmethod, classmethod)
+_MODULE = type(sys)
+_methods: MutableMapping[type, Tuple[str, ...]] = WeakKeyDictionary()
 
 
 class Lent:
@@ -40,7 +52,37 @@ class Lent:
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._value, name)
+        _check_part(member, self._value, name)
         return _passing_on(self, member) if callable(member) else lend(member)
+
+    def __atoll_read__(self, name: str) -> Any:
+        """An attribute as it crosses.
+
+        Raises:
+            AttributeError: there is none, or it is not read from the other side.
+        """
+        if type(name) is not str or name.startswith("_"):
+            raise AttributeError(f"{name!r} is not public, so it cannot be read from the other side")
+        member = getattr(self._value, name)
+        _check_read(member, self._value, name)
+        if member is self._value:
+            return Ref(self)
+        return lend(member)
+
+    def __atoll_methods__(self) -> Tuple[str, ...]:
+        """Names of the public methods of its class, which need not be read to be called."""
+        cls = type(self._value)
+        names = _methods.get(cls)
+        if names is None:
+            members = {name: member for one in reversed(cls.__mro__) for name, member in vars(one).items()}
+            names = tuple(
+                name for name, member in members.items() if name[:1] != "_" and isinstance(member, _METHODS)
+            )  # fmt: skip
+            try:
+                _methods[cls] = names
+            except TypeError:
+                pass  # a class that cannot be referred to weakly
+        return names
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _passing_on(self, self._value)(*args, **kwargs)
@@ -70,6 +112,44 @@ class Lent:
         return self._value.__exit__(*error)
 
 
+def _check_part(member: Any, owner: Any, name: str) -> None:
+    """Refuse what nobody may have from the other side, not even to call it."""
+    kind = "module" if isinstance(member, _MODULE) else "class" if isinstance(member, type) else None
+    if kind is not None:
+        raise AttributeError(
+            f"{name!r} of {_spelled(type(owner))} is or holds a {kind}, which is not used from the other side; give "
+            f"{type(owner).__name__} a method that does what is needed"
+        )
+
+
+def _check_read(member: Any, owner: Any, name: str) -> None:
+    """Refuse what is not read: see the top of this file. What containers hold is looked at too."""
+    _check_part(member, owner, name)
+    cls = type(member)
+    if isinstance(member, (list, tuple)):
+        for item in member:
+            _check_read(item, owner, name)
+    elif isinstance(member, dict):
+        for item in list(member.values()):
+            _check_read(item, owner, name)
+    elif (
+        cls not in _PLAIN
+        and cls not in _FUNCTIONS
+        and not isinstance(member, (Proxy, Ref, str))
+        and reducer_of(cls) is None
+        and array_reducer_of(cls) is None
+        and cls.__module__.partition(".")[0] != type(owner).__module__.partition(".")[0]
+    ):
+        raise AttributeError(
+            f"{name!r} of {_spelled(type(owner))} is or holds a {_spelled(cls)}, neither data nor of the same package, "
+            f"so it is not read from the other side; give {type(owner).__name__} a method that does what is needed"
+        )
+
+
+def _spelled(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _passing_on(lent: Lent, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*unlend(args), **unlend(kwargs))
@@ -87,7 +167,7 @@ async def _finish(coroutine: Any) -> Any:
 def lend(value: Any) -> Any:
     """A value as it crosses: containers are copied, with every object in them that is no data wrapped in ``ref``."""
     cls = type(value)
-    if cls in _PLAIN or cls in _FUNCTIONS or issubclass(cls, (Proxy, Ref)):
+    if cls in _PLAIN or issubclass(cls, (Proxy, Ref)):
         return value
     if cls is list:
         return [lend(item) for item in value]
@@ -97,7 +177,7 @@ def lend(value: Any) -> Any:
         return {key: lend(item) for key, item in value.items()}
     if is_iterator(cls) or reducer_of(cls) is not None or array_reducer_of(cls) is not None:
         return value
-    for plain in (str, dict, list):  # a class of the user's: what it holds crosses, its class does not
+    for plain in (str, dict, list, tuple):  # a class of the user's: what it holds crosses, its class does not
         if issubclass(cls, plain):
             return lend(plain.__str__(value) if plain is str else plain(value))
     if cls is Lent:

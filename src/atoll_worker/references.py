@@ -8,7 +8,8 @@ in ``ref``. What always holds:
   is kept by a timer, and everything goes with the process at the other end.
 * A proxy that goes back to where its object lives becomes that object again. Who passes it as an argument has it for as
   long as the call takes; in a result it is kept until the other side says that it has come.
-* Only public methods, and a closed list of special ones, can be called from the other side.
+* Only public methods, and a closed list of special ones, can be called from the other side. An object's attributes
+  are read only if its class has ``__atoll_read__``, which decides of each.
 
 What does not belong here: how a call crosses (``invoke`` is given by whoever makes a ``Lending``).
 """
@@ -23,13 +24,14 @@ from .streams import Inlet, Outlet, is_iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Tuple, Union
+    from typing import Any, Awaitable, Callable, Dict, FrozenSet, Iterable, List, Mapping, Optional, Tuple, Union
 
     Target = Union[int, str]
 
 CALLABLE = "callable"
 ITERATOR = "iterator"
 OBJECT = "object"
+READABLE = "readable"
 
 # What to say to who calls back at the wrong time.
 NO_CALL = "the host can be called while a call is in progress, and none is: not yet in setup(), or not any more"
@@ -39,9 +41,12 @@ INVOKE = "__invoke__"
 # And the one that reads an attribute: (target, name).
 READ = "__read__"
 
+# The special method by which an object says which of its attributes are read from the other side, and how.
+READ_ATTRIBUTE = "__atoll_read__"
+
 _SPECIAL = frozenset(
     ("__call__", "__getitem__", "__setitem__", "__delitem__", "__len__", "__contains__", "__iter__", "__enter__",
-     "__exit__")
+     "__exit__", READ_ATTRIBUTE)
 )  # fmt: skip
 
 
@@ -167,6 +172,36 @@ class RemoteObject(Proxy):
         return self._lending.invoke(self._number, "__exit__", (None, None, None), {})
 
 
+class ReadableObject(RemoteObject):
+    """As ``RemoteObject``, of an object that also has its attributes read: those that are data, and parts of it."""
+
+    __slots__ = ("_methods",)
+    _kind = READABLE
+
+    def __init__(self, lending: Lending, number: int) -> None:
+        super().__init__(lending, number)
+        self._methods: FrozenSet[str] = frozenset()  # of its class: these need not be asked for
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in self._methods:
+            return super().__getattr__(name)
+        return self._lending.invoke(self._number, READ_ATTRIBUTE, (name,), {})
+
+    async def aio(self, *args: Any, **kwargs: Any) -> Any:
+        """As a call of the object itself, to be awaited."""
+        return await self._lending.invoke_async(self._number, None, args, kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"{name!r}: attributes of an object on the other side can be read, not set; give it a method that does"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"{self!r} stays where it is, so it cannot be copied; call a method of it that copies it there")
+
+
 class RemoteIterator(Proxy):
     """An iterator of the other side, for ``for`` and ``async for``: its items are fetched in batches."""
 
@@ -259,7 +294,7 @@ class Lending:
         named: Callable[[str], Any],
     ) -> None:
         self.whose = whose
-        self._proxies = proxies
+        self._proxies = {READABLE: ReadableObject, **proxies}
         self._named = named
         self._lock = allocate_lock()
         self._next = 1
@@ -308,7 +343,10 @@ class Lending:
             passed_on = Outlet(value) if value._kind == ITERATOR else value
             return "restore_lent", (value._kind, self._lend(value, passed_on, lent))
         if cls is Ref:
-            return "restore_lent", (OBJECT, self._lend(value.value, value.value, lent))
+            kept = value.value
+            number = self._lend(kept, kept, lent)
+            methods = getattr(type(kept), "__atoll_methods__", None)
+            return "restore_lent", (OBJECT, number) if methods is None else (READABLE, number, methods(kept))
         if is_iterator(cls):
             return "restore_lent", (ITERATOR, self._lend(value, Outlet(value), lent))
         if callables and callable(value) and not issubclass(cls, type):
@@ -410,8 +448,13 @@ class Lending:
 
     # -- borrowing -------------------------------------------------------------------------------------------
 
-    def borrow(self, kind: str, number: int) -> Proxy:
+    def borrow(self, kind: str, number: int, methods: Iterable[str] = ()) -> Proxy:
         """The proxy for what the other side lent.
+
+        Args:
+            kind: one of the kinds.
+            number: its number there.
+            methods: names of its methods, of one whose attributes are read.
 
         Raises:
             DecodeError: there is no such kind.
@@ -424,6 +467,8 @@ class Lending:
             proxy: Optional[Proxy] = known.proxy() if known is not None else None
             if proxy is None:
                 proxy = make(self, number)
+                if methods and isinstance(proxy, ReadableObject):
+                    proxy._methods = frozenset(methods)
                 proxy._loan = self._borrowed[number] = loan = _Loan(number)
                 owner = weak_reference(self)
                 loan.proxy = weak_reference(proxy, lambda _: _collected(owner, loan))

@@ -121,7 +121,7 @@ def test_objects_that_are_no_data_stay_where_they_are(run: Run, write: Write, is
         # One of the pack's own is itself there; one of the host's is used through a proxy, and is itself again here.
         assert pack.factor_of(model.stronger()) == ("Model", 40)
         mine = HostModel(5)
-        assert pack.factor_of(mine) == ("RemoteObject" if isolated else "HostModel", 50)
+        assert pack.factor_of(mine) == ("ReadableObject" if isolated else "HostModel", 50)
         first, second = pack.pick(mine, HostModel(6))["all"]
         assert first is mine
         assert type(second) is HostModel
