@@ -19,7 +19,9 @@ from ..errors import AtollError
 from ..json_codec import AUTOMATIC, Codec
 from ..service import table_of_program
 from . import unix_socket
-from .pyproc_server import LOG_VARIABLE, Server, Stop, logger, say
+from .pyproc_call import Stop
+from .pyproc_log import LOG_VARIABLE, logger, say, set_level
+from .pyproc_server import Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = No
         raise AtollError("this program is served by atoll already: call run_worker() under `if __name__ == '__main__'`")
     if not _is_main_thread():
         raise AtollError("run_worker() serves on the main thread, and this is another")
-    _set_log_level(os.environ.get(LOG_VARIABLE))
+    set_level(os.environ.get(LOG_VARIABLE))
     table = table_of_program(sys.modules["__main__"])
     if not table.functions:
         logger().warning("nothing is exposed: mark functions with @expose before run_worker()")
@@ -111,23 +113,6 @@ class _Place(unix_socket.Place):
         return os.getppid() != self._parent and not self.is_ours
 
 
-def _set_log_level(name: Optional[str]) -> None:
-    """Have what the worker does said on standard error, where the program has made no other arrangements.
-
-    Raises:
-        ValueError: there is no such level.
-    """
-    if not name:
-        return
-    import logging
-
-    try:
-        logger().setLevel(name.upper())
-    except ValueError:
-        raise ValueError(f"{LOG_VARIABLE} is {name!r}; levels are debug, info, warning and error") from None
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless there is a handler
-
-
 class _Signals:
     """While the worker serves, SIGINT and SIGTERM end it, unless the program has its own ways with them."""
 
@@ -154,10 +139,7 @@ class _Signals:
             self.__exit__()
             os.kill(os.getpid(), number)
             return
-        server.is_stopping = True
-        # Elsewhere it is seen in a moment. A function that catches this is its worker's last.
-        if server.call.in_user_code or server.is_waiting:
-            raise Stop("the worker was told to end")
+        server.stop()
 
     def __exit__(self, *_: object) -> None:
         import _signal
