@@ -32,7 +32,7 @@ from .errors import (
 )
 from .references import INVOKE, NO_CALL
 from .streams import MAX_BATCH, Outlet, is_iterator
-from .values import Decoder, Encoder, decode_json, encode_json, explain_unencodable
+from .values import Decoder, Encoder, explain_unencodable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .connection import Connection
     from .interruption import MainThread, OtherThread
+    from .json_codec import Codec
     from .loans import Loans
     from .references import Lending
     from .wire import Bytes
@@ -104,6 +105,7 @@ class Channel:
         self.unsettled = False
         self.is_json = False
         self.deadline = 0.0
+        self._json: Optional[Codec] = None
         self._streams: Dict[int, Outlet] = {}  # of callers who speak JSON, by number
         self._last_stream = 0
         self._cancelled_task = 0  # id of the call whose task was cancelled
@@ -312,10 +314,11 @@ class Channel:
 
     def _answer_json(self, request: Bytes) -> Answer:
         """The answer to a call in JSON, as docs/wire.md has it."""
+        codec = self._json or self.prepare_json()
         self.is_json = True
         try:
             try:
-                function, args, kwargs = self._request_of(decode_json(request))
+                function, args, kwargs = self._request_of(codec, request)
             except BaseException as error:
                 return self._json_error(error, "FunctionNotFound" if isinstance(error, KeyError) else "DecodeError")
             try:
@@ -326,7 +329,7 @@ class Channel:
                 was_cancelled = self.concerns(self.cancelled_call) and _is_cancellation(error)
                 return self._json_error(error, "Cancelled" if was_cancelled else None)
             try:
-                return wire.RESULT, wire.JSON, encode_json(result, "result"), ()
+                return wire.RESULT, wire.JSON, codec.encode(result), ()
             except BaseException as error:
                 self._end_fork(error)
                 return self._json_error(error, "EncodeError")
@@ -334,13 +337,25 @@ class Channel:
             self.is_json = False
             self.deadline = 0.0
 
-    def _request_of(self, call: Any) -> Tuple[Callable[..., Any], Any, Any]:
+    def prepare_json(self) -> Codec:
+        """What reads and writes calls in JSON; finding it may import a library of the user's, which takes a while."""
+        if self._json is None:
+            from .json_codec import Codec
+
+            self._json = Codec()
+        return self._json
+
+    def _request_of(self, codec: Codec, request: Bytes) -> Tuple[Callable[..., Any], Any, Any]:
         """What a request in JSON asks for: function, positional and named arguments.
 
         Raises:
             KeyError: there is no such function.
             DecodeError: it is no request.
         """
+        try:
+            call = codec.decode(request)
+        except (ValueError, RecursionError) as error:
+            raise DecodeError(f"not JSON: {error}") from None
         if type(call) is not dict or type(call.get("function")) is not str:
             raise DecodeError('a call is a JSON object whose "function" is the name of one')
         name, args, kwargs = call["function"], call.get("args", []), call.get("kwargs", {})
@@ -397,7 +412,7 @@ class Channel:
         answer["traceback"] = format_exception(error, skip)
         if own is not None:
             answer["atoll"] = own
-        return wire.ERROR, wire.JSON, encode_json(answer, "error"), ()
+        return wire.ERROR, wire.JSON, self.prepare_json().encode(answer, "error"), ()
 
     def _reply(self, kind: int, codec: int, payload: Bytes, buffers: Sequence[Bytes]) -> None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as JSON and back, many times a second: by orjson or msgspec where the user's environment has them, else by the
+"""Values as JSON and back, many times a second: by msgspec or orjson where the user's environment has them, else by the
 standard library, at its fastest.
 
 What always holds here, whichever it is: NaN and the infinities are errors in both directions, never ``null`` and never
@@ -10,11 +10,14 @@ of other kinds as text. What does not belong here: what the JSON means.
 
 from __future__ import annotations
 
+from .errors import EncodeError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from mmap import mmap
     from typing import Any, Callable, NoReturn, Tuple, Union
 
-    Bytes = Union[bytes, bytearray, memoryview]
+    Bytes = Union[bytes, bytearray, memoryview, mmap]
     # Name, and functions that write and read.
     Made = Tuple[str, Callable[[Any], bytes], Callable[[Bytes], Any]]
 
@@ -55,7 +58,7 @@ class Codec:
         try:
             payload: bytes = self._write(value)
         except Exception:  # also what a value raises at being looked at
-            payload = write_json(_plain(value, 0), label).encode()
+            payload = write_json(_plain(value, 0, label), label).encode()
         return payload
 
 
@@ -144,7 +147,7 @@ def _msgspec() -> Made:
 
 
 def _automatic() -> Made:
-    for make in (_orjson, _msgspec):
+    for make in (_msgspec, _orjson):  # the latter makes floats of integers beyond 64 bits
         try:
             return make()
         except Exception:
@@ -180,20 +183,33 @@ _INFINITY = float("inf")
 _PLAIN = (str, int, bool, float, type(None))
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """The same of plain containers and scalars, as far as there is a common form; the rest is left as it is."""
+def _plain(value: Any, depth: int, label: str) -> Any:
+    """The same of plain containers and scalars, as far as there is a common form; the rest is left as it is.
+
+    Raises:
+        EncodeError: a part raises at being looked at.
+    """
     if depth > 100:
         return value
-    kind = type(value)
+    kind = type(value)  # what the value itself says of its class may be anything
     if kind in _PLAIN:
         return value
-    if isinstance(value, dict):
-        return {_key(key): _plain(one, depth + 1) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one, depth + 1) for one in value]
+    try:
+        return _plain_form(value, kind, depth, label)
+    except EncodeError:
+        raise
+    except Exception as error:
+        raise EncodeError(f"{label} cannot be written as JSON: {_named(kind)} in it raises {error!r:.100}") from None
+
+
+def _plain_form(value: Any, kind: Any, depth: int, label: str) -> Any:
+    if issubclass(kind, dict):
+        return {_key(key): _plain(one, depth + 1, label) for key, one in value.items()}
+    if issubclass(kind, (list, tuple)):
+        return [_plain(one, depth + 1, label) for one in value]
     if kind.__module__ == "numpy" and hasattr(kind, "tolist"):
         made = value.tolist()
-        return value if type(made) is kind else _plain(made, depth + 1)
+        return value if type(made) is kind else _plain(made, depth + 1, label)
     if _is_time(value):
         return value.isoformat()
     return value
@@ -214,7 +230,7 @@ def _is_time(value: Any) -> bool:
     import datetime
 
     # One that is not equal to itself is none, as NaN is no number.
-    return isinstance(value, (datetime.date, datetime.time)) and bool(value == value)
+    return issubclass(type(value), (datetime.date, datetime.time)) and bool(value == value)
 
 
 # -- errors that name the part ----------------------------------------------------------------------------------------
@@ -235,32 +251,35 @@ def write_json(value: Any, label: str) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except Exception as error:  # also what a value raises at being looked at
-        from .errors import EncodeError
-
         path, why = _culprit(value, label, 0) or (label, str(error))
         raise EncodeError(f"{path} cannot be written as JSON: {why}") from None
 
 
 def _culprit(value: Any, path: str, depth: int) -> Any:
     """The first part that JSON cannot carry, and why; None if there is none to be found."""
-    if value is None or isinstance(value, (bool, int, str)):
+    kind = type(value)
+    if value is None or issubclass(kind, (int, str)):
         return None
-    if isinstance(value, float):
+    if issubclass(kind, float):
         return None if -float("inf") < value < float("inf") else (path, f"there is no {value!r} in JSON")
     if depth > 100:
         return path[:200] + "...", "it is nested too deeply, or holds itself"
-    if isinstance(value, dict):
+    if issubclass(kind, dict):
         for key, one in value.items():
-            if not (key is None or isinstance(key, (str, int, float))):
-                return path, f"a key of it is {key!r:.100}, expected text"
+            if not (key is None or issubclass(type(key), (str, int, float))):
+                return path, f"a key of it is {_named(type(key))}, expected text"
             found = _culprit(one, f"{path}[{key!r:.100}]", depth + 1)
             if found:
                 return found
         return None
-    if isinstance(value, (list, tuple)):
+    if issubclass(kind, (list, tuple)):
         for index, one in enumerate(value):
             found = _culprit(one, f"{path}[{index}]", depth + 1)
             if found:
                 return found
         return None
-    return path, f"it is a {type(value).__module__}.{type(value).__qualname__}".replace(" a builtins.", " a ")
+    return path, f"it is {_named(kind)}"
+
+
+def _named(kind: Any) -> str:
+    return f"a {kind.__module__}.{kind.__qualname__}".replace("a builtins.", "a ")

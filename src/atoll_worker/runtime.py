@@ -32,13 +32,14 @@ from .service import (
     run_to_end,
     table_of_module,
 )
-from .values import Decoder, Encoder, decode_json, encode_json
+from .values import Decoder, Encoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Callable, Dict, List, Optional
 
+    from .json_codec import Codec
     from .loans import Loans
 
 # Descriptors are moved up here, where nothing that user code opens, or closes by number, is likely to be.
@@ -133,7 +134,7 @@ class Runtime:
         self.lending = WorkerLending(control.outbox.release)
         self._encoder = Encoder()
         self._decoder = Decoder(checked=False, side="the worker")
-        self._speaks_json = False  # the host does, as a program in another language
+        self._json: Optional[Codec] = None  # where the host is a program in another language
         self._functions: Dict[str, Callable[..., Any]] = {}
         self._loop: Optional[completion.Loop] = None
         self._main = MainThread()
@@ -233,7 +234,7 @@ class Runtime:
                 "text": format_exception(error, skip),
                 "error": describe_exception(error, can_cross, skip),
             }
-            if self._speaks_json:
+            if self._json is not None:
                 report["error"] = {name: report["error"][name] for name in ("type", "module", "message", "notes")}
             self._say(connection, wire.ERROR, report)
             return False
@@ -259,21 +260,24 @@ class Runtime:
         frame = connection.receive()
         if frame.codec != wire.JSON:
             return self._decoder.decode(frame.payload, frame.buffers)
-        self._speaks_json = True
-        return {"sys_path": (), "watch": (), "log_level": 30, **(decode_json(frame.payload) or {})}
+        # Always the same one: what LOAD, READY and LOG consist of is known, and importing another would take longer.
+        from .json_codec import STANDARD, Codec
+
+        self._json = Codec(STANDARD)
+        return {"sys_path": (), "watch": (), "log_level": 30, **(self._json.decode(frame.payload) or {})}
 
     def _say(self, connection: Connection, kind: int, said: Dict[str, Any]) -> None:
         """READY or ERROR, in the codec of LOAD."""
-        if self._speaks_json:
-            connection.send(kind, wire.JSON, encode_json(said, "the report"))
+        if self._json is not None:
+            connection.send(kind, wire.JSON, self._json.encode(said, "the report"))
         else:
             payload = self._encoder.encode(said)
             connection.send(kind, wire.PICKLE, payload, self._encoder.take_buffers())
 
     def _send_record(self, call_id: int, payload: bytes) -> None:
-        if self._speaks_json:
+        if self._json is not None:
             # On whatever thread: with a decoder of its own.
-            payload = encode_json(Decoder(checked=False, side="the worker").decode(payload), "record")
+            payload = self._json.encode(Decoder(checked=False, side="the worker").decode(payload), "record")
         self.control.outbox.send(wire.LOG, call_id, payload)
 
     def _make_callable(self) -> None:
@@ -306,6 +310,9 @@ class Runtime:
 
     def serve(self) -> None:
         """Answer calls until the host closes the connections."""
+        if self._json is not None:
+            for channel in context.channels:
+                channel.prepare_json()  # READY is said: who waits for it need not wait for this, too
         if len(context.channels) == 1:
             channel = context.channels[0]
             context.current_channel.set(channel)

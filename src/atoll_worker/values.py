@@ -565,34 +565,3 @@ def _depth(value: Any) -> int:
         level = following
         depth += 1
     return depth
-
-
-def encode_json(value: Any, label: str) -> bytes:
-    """A value as JSON.
-
-    Raises:
-        EncodeError: it holds what JSON cannot carry.
-    """
-    import json
-
-    try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-    except Exception as error:  # also what a value raises at being looked at
-        raise EncodeError(f"{label} cannot be written as JSON: {error}") from None
-
-
-def decode_json(payload: Bytes) -> Any:
-    """A value from JSON.
-
-    Raises:
-        DecodeError: the bytes are no JSON.
-    """
-    import json
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(bytes(payload), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise DecodeError(f"not JSON: {error}") from None

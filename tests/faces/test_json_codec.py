@@ -78,6 +78,14 @@ def test_what_is_no_json_is_refused(codec: Codec, text: str) -> None:
         codec.decode(text.encode())
 
 
+@pytest.mark.parametrize("name", ["auto", "json", "msgspec"])
+def test_integers_of_any_size_stay_what_they_are(name: str) -> None:
+    """Whatever there is, ``auto`` does not take the one that reads them as floats."""
+    assert repr(Codec(name).decode(b"[18446744073709551617, -9223372036854775809]")) == (
+        "[18446744073709551617, -9223372036854775809]"
+    )
+
+
 def test_white_space_is_no_matter(codec: Codec) -> None:
     assert codec.decode(b' \n{ "a" : [ 1 ] }\r\n') == {"a": [1]}
 
@@ -101,6 +109,22 @@ def test_what_cannot_be_written_is_named(codec: Codec, value: Any, path: str) ->
     with pytest.raises(EncodeError) as caught:
         codec.encode(value)
     assert path in str(caught.value)
+
+
+class Unbound:
+    """As some proxies are: whatever is asked of it raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"unbound: {name}")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("unbound")
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [1, {"x": x}], lambda x: {x: 1}], ids=["it", "in it", "key"])
+def test_a_value_that_raises_at_being_looked_at(codec: Codec, wrap: Any) -> None:
+    with pytest.raises(EncodeError, match=r"a call's result.* cannot be written as JSON"):
+        codec.encode(wrap(Unbound()), "a call's result")
 
 
 def test_what_holds_itself_and_what_is_too_deep_are_errors(codec: Codec) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import linecache
 import os
 import sys
@@ -32,7 +33,7 @@ from atoll_worker.errors import (
     remember_source,
 )
 from atoll_worker.runtime import Runtime
-from atoll_worker.values import Decoder, Encoder, decode_json, encode_json
+from atoll_worker.values import Decoder, Encoder
 
 from .pairs import PATIENCE, Raw, forked
 
@@ -467,8 +468,8 @@ def test_a_worker_survives_whatever_reporting_sets_off() -> None:
         return Decoder(checked=True, side="the host").decode(*reply[2:])
 
     def call_json(client: Connection, name: str, *args: Any) -> Any:
-        request = encode_json({"function": name, "args": args}, "call")
-        return decode_json(client.exchange(wire.JSON, request, (), time.monotonic() + PATIENCE)[2])
+        request = json.dumps({"function": name, "args": args}).encode()
+        return json.loads(bytes(client.exchange(wire.JSON, request, (), time.monotonic() + PATIENCE)[2]))
 
     with forked(work) as (client, _):
         for name in ("unbound", "key"):

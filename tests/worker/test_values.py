@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import datetime
 import enum
-import math
 import sys
 import threading
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import InitVar, dataclass, field
-from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
 import numpy
@@ -20,7 +18,7 @@ from hypothesis import given, settings
 from atoll_worker import register
 from atoll_worker.adapters import Unsupported
 from atoll_worker.errors import DecodeError, EncodeError
-from atoll_worker.values import INLINE_BUFFER, Decoder, Encoder, decode_json, encode_json, explain_unencodable
+from atoll_worker.values import INLINE_BUFFER, Decoder, Encoder, explain_unencodable
 
 from .samples import EXAMPLES, anything, same
 
@@ -438,8 +436,6 @@ def test_a_value_that_raises_at_being_looked_at() -> None:
     for _ in range(100_000):
         deep = [deep]
     assert "nested too deeply" in refusal(deep)
-    with pytest.raises(EncodeError, match="result cannot be written as JSON"):
-        encode_json(Unbound(), "result")
 
 
 def test_a_class_that_raises_at_being_looked_at() -> None:
@@ -553,16 +549,3 @@ def test_not_a_data_pickle() -> None:
         for decoder in DECODERS:
             with pytest.raises(DecodeError):
                 decoder.decode(junk)
-
-
-def test_json() -> None:
-    """JSON carries what JSON carries; the rest is an error of the right kind."""
-    value = {"a": [1, 2.5, None, True, "é\ud800"]}
-    assert decode_json(encode_json(value, "result")) == value
-    assert decode_json(memoryview(b"[1]")) == [1]
-    for bad in (math.nan, math.inf, {1, 2}, b"x", Fraction(1, 2), {(1, 2): 3}):
-        with pytest.raises(EncodeError, match="result cannot be written as JSON"):
-            encode_json([bad], "result")
-    for junk in (b"", b"{", b"NaN", b"[Infinity]", b"\xff", b"[" * 200_000):
-        with pytest.raises(DecodeError, match="not JSON"):
-            decode_json(junk)
