@@ -126,12 +126,13 @@ def _orjson() -> Made:
     import orjson  # the user's own, if there
 
     dumps = orjson.dumps
+    read: Callable[[Any], Any] = orjson.loads
 
     def write(value: Any) -> bytes:
         payload: bytes = dumps(value)
         return payload if b"null" not in payload else _if_finite(value, payload)
 
-    return ORJSON, write, orjson.loads
+    return ORJSON, write, read
 
 
 def _msgspec() -> Made:
