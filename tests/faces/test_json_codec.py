@@ -12,6 +12,7 @@ import pytest
 
 from atoll_worker.errors import EncodeError
 from atoll_worker.json_codec import NAMES, Codec
+from parameters import described
 
 VALUES = [
     None,
@@ -37,7 +38,7 @@ def codec(request: pytest.FixtureRequest) -> Codec:
     return Codec(request.param)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=described)
 def test_values_come_back(codec: Codec, value: Any) -> None:
     payload = codec.encode(value)
     assert json.loads(payload) == value
@@ -53,7 +54,7 @@ def test_half_a_pair_of_surrogates_is_escaped(codec: Codec) -> None:
     assert json.loads(codec.encode(["\ud800"])) == ["\ud800"]
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), numpy.float64("nan")], ids=repr)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), numpy.float64("nan")], ids=described)
 @pytest.mark.parametrize(
     ("wrap", "path"),
     [

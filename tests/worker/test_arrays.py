@@ -25,6 +25,7 @@ from atoll_worker.array_buffer import ArrayBuffer
 from atoll_worker.arrays import Carrier, array_reducer_of
 from atoll_worker.errors import DecodeError, EncodeError
 from atoll_worker.values import Decoder, Encoder, explain_unencodable
+from parameters import described
 
 from .array_values import ARRAYS, DTYPES, NESTED, SCALARS, filled
 
@@ -367,7 +368,7 @@ def test_dtypes_by_themselves(dtype: Any) -> None:
     assert passed(numpy.dtype(dtype)) == numpy.dtype(dtype)
 
 
-@pytest.mark.parametrize("value", SCALARS, ids=repr)
+@pytest.mark.parametrize("value", SCALARS, ids=described)
 def test_scalars(value: Any) -> None:
     arrived = passed([value])[0]
     assert type(arrived) is type(value)
@@ -390,7 +391,7 @@ def test_scalars(value: Any) -> None:
         (numpy.zeros(2, [("a", "i4")]).view(numpy.recarray), "pass numpy.asarray(x)"),
         (numpy.ma.array([1, 2], mask=[0, 1]), "pass .filled() and .mask"),
     ],
-    ids=repr,
+    ids=described,
 )
 def test_what_cannot_cross_says_why(value: Any, words: str) -> None:
     message = refusal(value)
@@ -452,7 +453,7 @@ def test_a_file_in_memory(tmp_path: Path) -> None:
         ("<i4", (1,), "C", "1234"),
         ("|V0", (1 << 50,), "C", b""),
     ],
-    ids=repr,
+    ids=described,
 )
 @pytest.mark.parametrize("present", [True, False])
 def test_a_description_that_lies(parts: Any, present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +569,7 @@ def test_an_array_buffer_is_found_again(without_numpy: Any) -> None:
     assert again.tolist() == list(range(5000))
 
 
-@pytest.mark.parametrize("value", SCALARS, ids=repr)
+@pytest.mark.parametrize("value", SCALARS, ids=described)
 def test_scalars_where_no_numpy_is(value: Any, without_numpy: Any) -> None:
     """Python's own where it has an equal one, else they pass through."""
     arrived = without_numpy(value)

@@ -20,6 +20,7 @@ import pytest
 
 from atoll_worker.schema import describe_function, type_schema
 from atoll_worker.values import Encoder
+from parameters import described
 
 INTEGER = {"type": "integer"}
 TEXT = {"type": "string"}
@@ -111,7 +112,7 @@ BOX = {
         (typing.Sequence, {}), (Broken, {}), ([], {}), (5, {}), ("text", {}),
         (typing.NewType("Named", int), {}), (Exception, {}), (Ellipsis, {}),
     ],
-    ids=str,
+    ids=described,
 )  # fmt: skip
 def test_types(hint: Any, schema: dict[str, Any]) -> None:
     """Each annotation, and the schema that admits anything where there is no counterpart."""
@@ -218,7 +219,7 @@ def with_unshowable_default(a: Any = Unshowable()) -> None:  # noqa: B008
         with_unshowable_default,
         5,
     ],
-    ids=repr,
+    ids=described,
 )  # fmt: skip
 def test_anything_is_described(function: Any) -> None:
     """Built-in functions, objects, partial functions: never an error, and always something that can cross."""

@@ -41,6 +41,7 @@ from atoll_worker.tensors import (
     restore_tensor,
 )
 from atoll_worker.values import INLINE_BUFFER, Decoder, Encoder
+from parameters import described
 
 SOURCE = Path(atoll_worker.__file__).parents[1]
 CHECKS = Path(__file__).with_name("tensor_checks.py")
@@ -168,7 +169,7 @@ def storage() -> Storage:
         (storage(), "bfloat16", 4, 0, (2,), (1,)),
         (storage(), "float32", 4, 0, (1 << 62,), (1 << 62,)), (storage(), "float32", 4, 0, (2, 1 << 62), (1, 4)),
     ],
-    ids=repr,
+    ids=described,
 )  # fmt: skip
 def test_a_description_that_lies(parts: Any) -> None:
     """An error, never other memory."""
