@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 
 # The function of a ServiceBase.
 PROCESS = "process"
-# What a call of this package's function ``process`` asks for beside its result: see atoll_worker.faces.stdio.
-_ANSWER = {"_answer": True}
+# What a call of this package's function ``process`` asks for instead of its result: see atoll_worker.faces.stdio.
+_ANSWER = {"_answer": answers.ANSWER}
+_PARTS = {"_answer": answers.PARTS}
 # Seconds between two looks whether a worker has answered a ping.
 _LOOK_AGAIN = 0.002
 
@@ -183,7 +184,7 @@ class ServiceClient(HoldsWorker):
         given = _params(params)
         try:
             with self._running() as service:
-                result = service._pool.call(PROCESS, (given,), {}, self._seconds(timeout))
+                result = service._pool.call(PROCESS, (given,), _PARTS, self._seconds(timeout))
                 if not isinstance(result, Stream):
                     yield result
                     return
@@ -200,7 +201,7 @@ class ServiceClient(HoldsWorker):
         service = None
         try:
             service = await self._service_async()
-            result = await service._pool.call_async(PROCESS, (given,), {}, self._seconds(timeout))
+            result = await service._pool.call_async(PROCESS, (given,), _PARTS, self._seconds(timeout))
             if not isinstance(result, Stream):
                 yield result
                 return

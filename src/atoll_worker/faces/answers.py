@@ -18,11 +18,14 @@ INVALID_JSON = "Invalid JSON input"
 VALIDATION = "Validation error"
 UNEXPECTED = "Unexpected error"
 
-# What marks an error that a validator raised; an attribute, so it crosses with the error.
-_INVALID = "atoll_invalid"
+# What marks an error as of one of them; an attribute, so it crosses with the error.
+_CONTEXT = "atoll_context"
 
 # Where a result that is no object stands in its answer.
 RESULT = "result"
+
+# What a client may ask a service's function for instead of what it returns: the answer, or what an answer consists of.
+ANSWER, PARTS = "answer", "parts"
 
 
 def succeeded(result: Any, seconds: float) -> Dict[str, Any]:
@@ -75,10 +78,10 @@ def _meta(seconds: float) -> Dict[str, Any]:
     }
 
 
-def mark_invalid(error: BaseException) -> None:
-    """A validator raised this."""
+def mark(error: BaseException, context: str) -> None:
+    """This error is of that context."""
     try:
-        setattr(error, _INVALID, True)
+        setattr(error, _CONTEXT, context)
     except Exception:
         pass  # a class that lets nothing be set: its own kind tells, or not
 
@@ -86,9 +89,94 @@ def mark_invalid(error: BaseException) -> None:
 def context_of(error: BaseException) -> str:
     """In which context an error of the service's was raised: what a validator raises is one of validation, and so is
     any ``ValueError``."""
-    if getattr(error, _INVALID, False) is True or isinstance(error, ValueError):
-        return VALIDATION
-    return UNEXPECTED
+    marked = getattr(error, _CONTEXT, None)
+    if marked in (INVALID_JSON, VALIDATION):
+        return str(marked)
+    return VALIDATION if isinstance(error, ValueError) else UNEXPECTED
+
+
+# -- numbers that are none -----------------------------------------------------------------------------------------
+
+
+def check_params(params: Dict[str, Any]) -> None:
+    """What ``read_params`` refuses, where parameters came as values.
+
+    Raises:
+        ValueError: NaN or an infinity is among them.
+    """
+    found = _not_finite(params, "the params")
+    if found:
+        error = ValueError(f"{found[0]} is {found[1]!r}, which is not JSON")
+        mark(error, INVALID_JSON)
+        raise error
+
+
+def check_result(result: Any, label: str) -> None:
+    """What writing it as JSON refuses, where an answer crosses as a value. Other values of Python may cross.
+
+    Args:
+        result: of any type; containers of JSON's kinds are looked into.
+        label: what an error calls it.
+
+    Raises:
+        EncodeError: NaN or an infinity is in it; the message names the place.
+    """
+    found = _not_finite(result, label)
+    if found:
+        from ..errors import EncodeError
+
+        raise EncodeError(f"{found[0]} cannot be written as JSON: there is no {found[1]!r} in JSON")
+
+
+def _not_finite(value: Any, label: str) -> Any:
+    """Where NaN or an infinity stands, and which; None if there is none."""
+    if not _has_not_finite(value):
+        return None
+    waiting = [(value, label)]
+    seen = set()
+    while waiting:
+        one, path = waiting.pop()
+        if isinstance(one, float):
+            if not -_INFINITY < one < _INFINITY:
+                return path, one
+        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            pairs = one.items() if isinstance(one, dict) else enumerate(one)
+            waiting += reversed([(part, f"{path}[{key!r:.100}]") for key, part in pairs])
+    return None  # pragma: no cover
+
+
+def _has_not_finite(value: Any) -> bool:
+    waiting = [value]
+    seen = set()  # a value may hold itself
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float):
+            if not -_INFINITY < one < _INFINITY:
+                return True
+        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            parts = one.values() if isinstance(one, dict) else one
+            kinds = set(map(type, parts))
+            if kinds <= _FINITE:
+                continue
+            if kinds <= _NUMBERS and _is_sum_finite(parts):
+                continue
+            waiting += parts
+    return False
+
+
+def _is_sum_finite(numbers: Any) -> bool:
+    """Whether it is plain that all of many numbers are finite, without looking at each."""
+    try:
+        return bool(-_INFINITY < sum(numbers) < _INFINITY)
+    except OverflowError:  # a whole number beyond those with a fraction
+        return False
+
+
+_INFINITY = float("inf")
+_FINITE = frozenset((str, int, bool, type(None), bytes))
+_NUMBERS = frozenset((float, int, bool))
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------

@@ -167,7 +167,8 @@ class ServiceBase(Service):
 def _checked(service: ServiceBase) -> Callable[..., Any]:
     """``process`` with its checks, as a function of the same kind.
 
-    It takes the parameters as one object, or each by its name. With ``_answer=True`` it gives what ``run`` writes.
+    It takes the parameters as one object, or each by its name. With ``_answer="answer"`` it gives what ``run`` writes;
+    with that or ``"parts"``, numbers that JSON has not are errors as they are there.
 
     Raises:
         TypeError: there is no ``process``.
@@ -178,43 +179,47 @@ def _checked(service: ServiceBase) -> Callable[..., Any]:
             f"class {type(service).__qualname__} has no process(self, params): that is what a ServiceBase does"
         )
 
-    def enter(args: Tuple[Any, ...], named: Dict[str, Any]) -> Dict[str, Any]:
+    def enter(args: Tuple[Any, ...], named: Dict[str, Any], wanted: str) -> Dict[str, Any]:
         params = _params(args, named)
+        if wanted:
+            answers.check_params(params)
         _validate(service.validate_input, params)
         return params
 
-    def leave(result: Any) -> Any:
+    def leave(result: Any, wanted: str) -> Any:
         _validate(service.validate_output, result)
+        if wanted:
+            answers.check_result(result, "the result")
         return result
 
     function: Callable[..., Any]
     if is_async_generator_function(process):
 
-        async def function(*args: Any, _answer: bool = False, **named: Any) -> Any:
-            async for item in process(enter(args, named)):
-                yield leave(item)
+        async def function(*args: Any, _answer: str = "", **named: Any) -> Any:
+            async for item in process(enter(args, named, _answer)):
+                yield leave(item, _answer)
 
     elif is_generator_function(process):
 
-        def function(*args: Any, _answer: bool = False, **named: Any) -> Any:
-            for item in process(enter(args, named)):
-                yield leave(item)
+        def function(*args: Any, _answer: str = "", **named: Any) -> Any:
+            for item in process(enter(args, named, _answer)):
+                yield leave(item, _answer)
 
     elif is_coroutine_function(process):
 
-        async def function(*args: Any, _answer: bool = False, **named: Any) -> Any:
-            params = enter(args, named)
+        async def function(*args: Any, _answer: str = "", **named: Any) -> Any:
+            params = enter(args, named, _answer)
             began = perf_counter()
-            result = leave(await process(params))
-            return answers.succeeded(result, perf_counter() - began) if _answer else result
+            result = leave(await process(params), _answer)
+            return answers.succeeded(result, perf_counter() - began) if _answer == answers.ANSWER else result
 
     else:
 
-        def function(*args: Any, _answer: bool = False, **named: Any) -> Any:
-            params = enter(args, named)
+        def function(*args: Any, _answer: str = "", **named: Any) -> Any:
+            params = enter(args, named, _answer)
             began = perf_counter()
-            result = leave(process(params))
-            return answers.succeeded(result, perf_counter() - began) if _answer else result
+            result = leave(process(params), _answer)
+            return answers.succeeded(result, perf_counter() - began) if _answer == answers.ANSWER else result
 
     for name in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
         if hasattr(process, name):
@@ -246,7 +251,7 @@ def _validate(validator: Callable[[Any], Any], value: Any) -> None:
         if outcome is False:
             raise ValueError(f"{validator.__name__} returned False")
     except Exception as error:
-        answers.mark_invalid(error)
+        answers.mark(error, answers.VALIDATION)
         raise
 
 
