@@ -46,6 +46,13 @@ def test_values_come_back(codec: Codec, value: Any) -> None:
         assert codec.decode(kind(payload)) == value
 
 
+@pytest.mark.parametrize("one", ["x", "é", "☃", '"', "\\", "\n", "\x00", "\x1f", " ", "\x7f", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("place", [0, 2500, 5000])
+def test_long_texts_come_back(codec: Codec, one: str, place: int) -> None:
+    text = "x" * place + one + "y" * (5000 - place)
+    assert json.loads(codec.encode(text)) == text
+
+
 def test_text_is_written_as_it_is_not_escaped(codec: Codec) -> None:
     assert codec.encode("日本語") == '"日本語"'.encode()
 
