@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seed 000, isolated services: what its Python snippets do, with their import lines adapted (``from atoll_worker import
 ServiceBase``, ``from atoll import ServiceClient``). Each test says which lines of the seed it covers; what a snippet
-leaves to its reader is filled in, and models that are gigabytes are stand-ins.
+leaves to its reader is filled in, and models that are gigabytes are stand-ins. Where the seed's text lies beside the
+repository, its own lines are run as well, with nothing changed but their imports; excerpts get the names around them
+that they use.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from atoll import ServiceClient
 from conditions import until
 
 Write = Callable[[str, str], Path]
+
+SEED = Path(__file__).parents[3] / "shared" / "seeds" / "000-isolated-services-framework.md"
 
 HEAD = "import logging, os\nfrom atoll_worker import ServiceBase\n"
 TAIL = '\nif __name__ == "__main__":\n    {}().run()\n'
@@ -392,3 +396,198 @@ def test_the_roadmap(write: Write) -> None:
     assert sorted(found) == ["counting", "greeting"]
     assert list(found["counting"].call_stream({"n": 3})) == [0, 1, 2]
     assert asyncio.run(found["greeting"].call_async({"name": "Alice"}))["message"] == "Hello Alice!"
+
+
+# -- the seed's own lines ------------------------------------------------------------------------------------------
+
+
+class Seed:
+    """The seed's text beside the repository, and a folder to run it in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines = SEED.read_text(encoding="utf-8").splitlines()
+
+    def text(self, first: int, last: int) -> str:
+        """These lines, with their imports changed."""
+        text = "\n".join(self._lines[first - 1 : last]) + "\n"
+        text = text.replace("from base import ServiceBase", "from atoll_worker import ServiceBase")
+        return text.replace("from isolated_services.client import ServiceClient", "from atoll import ServiceClient")
+
+    def service(self, name: str, first: int, last: int, after: str = "") -> ServiceClient:
+        """A service of these lines, and its client."""
+        text = self.text(first, last)
+        if "import ServiceBase" not in text:
+            text = "from atoll_worker import ServiceBase\n" + text
+        file = self.folder / "isolated_services" / name
+        file.write_text(f"import logging\n{text}{after}")
+        return ServiceClient(file)
+
+    def run(self, first: int, last: int, **names: Any) -> dict[str, Any]:
+        """Run these lines; returns the names that there are then."""
+        exec(compile(self.text(first, last), f"lines {first}-{last}", "exec"), names)
+        return names
+
+
+@pytest.fixture
+def seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Seed:
+    if not SEED.exists():
+        pytest.skip("needs the text of seed 000, which is not beside this repository")
+    monkeypatch.setenv("PYTHONPATH", str(Path(atoll_worker.__file__).parents[1]))
+    return Seed(folder)
+
+
+PROCESS = "\n    def process(self, params):\n        return {}\n"
+
+# By first and last line of each Python block of the seed: what runs it, and looks what came of it.
+OWN: dict[tuple[int, int], Callable[[Seed, Any], object]] = {}
+
+
+def of_lines(*blocks: tuple[int, int]) -> Callable[[Callable[[Seed, Any], object]], Callable[[Seed, Any], object]]:
+    """The function runs these blocks."""
+
+    def mark(function: Callable[[Seed, Any], object]) -> Callable[[Seed, Any], object]:
+        for one in blocks:
+            OWN[one] = function
+        return function
+
+    return mark
+
+
+@of_lines((11, 14))
+def conflict(seed: Seed, printed: Any) -> None:
+    """What the seed shows as what does not work, and why there are services."""
+    with pytest.raises(ImportError):
+        seed.run(11, 14)
+
+
+@of_lines((20, 24))
+def solution(seed: Seed, printed: Any) -> None:
+    (seed.folder / "isolated_services" / "my_service.py").write_text(
+        "from atoll_worker import ServiceBase\nclass Same(ServiceBase):\n    def process(self, params):\n"
+        "        return params\n"
+    )
+    assert seed.run(20, 24)["result"]["input"] == "data"
+
+
+@of_lines((59, 69), (77, 81), (87, 98))
+def quick_start(seed: Seed, printed: Any) -> None:
+    seed.service("my_service.py", 59, 69)
+    seed.run(77, 81)
+    assert printed() == "Hello Alice!\n"
+    seed.run(87, 98)
+    assert printed() == "Hello Bob!\n"
+
+
+@of_lines((104, 135), (141, 144))
+def animation(seed: Seed, printed: Any) -> None:
+    (seed.folder / "isolated_services" / "diffusers.py").write_text(textwrap.dedent(DIFFUSERS))
+    (seed.folder / "isolated_services" / "torch.py").write_text("float16 = 'float16'\n")
+    client = seed.service("animation_keyframes.py", 104, 135)
+
+    def call_animation_service(prompt: str, num_keyframes: int) -> dict[str, list[str]]:
+        return {"keyframes": [client.call({"prompt": prompt}, timeout=600)["image"] for _ in range(num_keyframes)]}
+
+    text = seed.text(141, 144).replace("from isolated_services.client import call_animation_service", "")
+    names: dict[str, Any] = {"call_animation_service": call_animation_service}
+    exec(text, names)
+    assert [base64.b64decode(one) for one in names["keyframes"]] == [b"cat walking 1"] * 5
+
+
+@of_lines((152, 161))
+def checks(seed: Seed, printed: Any) -> None:
+    client = seed.service("checked.py", 152, 161, "\n    def process(self, params):\n        return params['give']\n")
+    assert client.call({"required_field": 3, "give": {"result": 5}})["result"] == 5
+    for params, says in (
+        ({}, "Missing required_field"),
+        ({"required_field": "3"}, "required_field must be int"),
+        ({"required_field": 3, "give": {}}, "Missing result field"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            client.call(params)
+
+
+@of_lines((167, 178), (275, 280))
+def logging_to_a_file(seed: Seed, printed: Any) -> None:
+    log = seed.folder / "my_service.log"
+    file = seed.folder / "my_service.py"
+    text = seed.text(167, 178).replace("/tmp/my_service.log", str(log))
+    file.write_text(f"import logging\nfrom atoll_worker import ServiceBase\n{text}")
+    assert seed.run(275, 280, ServiceClient=ServiceClient)["result"]["success"] is True
+    assert [line.split(" ", 2)[2] for line in log.read_text().splitlines()] == [
+        "INFO MyService: Processing started",
+        "DEBUG MyService: Params: {'data': 'test'}",
+    ]
+
+
+@of_lines((186, 193))
+def an_answer(seed: Seed, printed: Any) -> None:
+    shown = json.loads(seed.text(186, 193))
+    text = "from atoll_worker import ServiceBase\nclass A(ServiceBase):\n    def process(self, params):\n"
+    (seed.folder / "a.py").write_text(f'{text}        return {{"your_data": "..."}}\n')
+    answer = ServiceClient("a.py").call({})
+    assert {**answer, "_meta": {}} == {**shown, "_meta": {}}
+    assert {name: type(one) for name, one in answer["_meta"].items()} == {
+        name: type(one) for name, one in shown["_meta"].items()
+    }
+
+
+@of_lines((199, 206))
+def errors(seed: Seed, printed: Any) -> None:
+    text = "import os\nfrom atoll_worker import ServiceBase\nclass A(ServiceBase):\n    def process(self, params):\n"
+    (seed.folder / "bad.py").write_text(f"{text}        raise LookupError(params['bad'])\n")
+    (seed.folder / "crash.py").write_text(f"{text}        os._exit(3)\n")
+    seed.run(199, 206, client=ServiceClient("bad.py"))
+    assert printed() == "Business error: bad: LookupError: data\n"
+    seed.run(199, 206, client=ServiceClient("crash.py"))
+    assert printed().startswith("Service error: ")
+
+
+@of_lines((214, 226))
+def side_by_side(seed: Seed, printed: Any) -> None:
+    for number in (1, 2, 3):
+        (seed.folder / "isolated_services" / f"service{number}.py").write_text(
+            "from atoll_worker import ServiceBase\nclass A(ServiceBase):\n    def process(self, params):\n"
+            f"        return {{'service': {number}, **params}}\n"
+        )
+    results = seed.run(214, 226, ServiceClient=ServiceClient)["results"]
+    assert [(one["service"], one["id"]) for one in results] == [(1, 1), (2, 2), (3, 3)]
+
+
+@of_lines((232, 239))
+def its_gpu(seed: Seed, printed: Any) -> None:
+    assert seed.service("gpu_service.py", 232, 239).call({})["result"] is None
+
+
+@of_lines((245, 257))
+def heavy(seed: Seed, printed: Any) -> None:
+    (seed.folder / "isolated_services" / "torch.py").write_text(
+        "class Model:\n    def predict(self, given):\n        return 2 * given\n"
+        "loaded = []\ndef load(file):\n    loaded.append(file)\n    assert len(loaded) == 1\n    return Model()\n"
+    )
+    client = seed.service("heavy.py", 245, 257)
+    assert [client.call({"input": number})["result"] for number in (1, 2)] == [2, 4]
+
+
+@of_lines((286, 288))
+def verbose(seed: Seed, printed: Any) -> None:
+    after = PROCESS.replace("{}", "{'debug': self.logger.isEnabledFor(logging.DEBUG)}")
+    assert seed.service("my_service.py", 286, 288, after).call({})["debug"] is True
+
+
+@pytest.mark.parametrize("function", dict.fromkeys(OWN.values()), ids=lambda function: function.__name__)
+def test_the_seeds_own_lines(seed: Seed, function: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    function(seed, lambda: capsys.readouterr().out)
+
+
+def test_every_python_snippet_of_the_seed_is_run() -> None:
+    if not SEED.exists():
+        pytest.skip("needs the text of seed 000, which is not beside this repository")
+    found, begin = [], 0
+    for number, line in enumerate(SEED.read_text(encoding="utf-8").splitlines(), 1):
+        if line == "```python":
+            begin = number + 1
+        elif line == "```" and begin:
+            found.append((begin, number - 1))
+            begin = 0
+    assert sorted(OWN) == found
