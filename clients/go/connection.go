@@ -58,13 +58,16 @@ func (c *connection) close() {
 	}
 }
 
-// detach leaves the payload of the last frame to whoever has it; the next one is received elsewhere.
-func (c *connection) detach() {
-	if c.reader.start == c.reader.end {
-		c.reader = frameReader{}
-	} else {
-		c.reader.data = append([]byte(nil), c.reader.data...)
+// detach leaves the payload of the last frame to whoever has it, and returns the memory it is in; the next one is received
+// elsewhere.
+func (c *connection) detach() []byte {
+	memory := c.reader.data
+	rest := memory[c.reader.start:c.reader.end]
+	c.reader = frameReader{end: len(rest)}
+	if len(rest) > 0 {
+		c.reader.data = append(make([]byte, 0, max(len(rest), smallest)), rest...)[:max(len(rest), smallest)]
 	}
+	return memory
 }
 
 // send sends a frame whose header's place is the first 16 bytes of data.

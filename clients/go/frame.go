@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"sync"
 )
 
 // Frames: bytes only. How they travel is connection.go's.
@@ -144,37 +145,64 @@ func checkHello(payload []byte) error {
 type frameReader struct {
 	data       []byte
 	start, end int
+	size       int // of the frame in the middle of which the bytes end, as far as it is known
 }
 
 const (
 	smallest = 1 << 16
 	// A reader whose memory has grown beyond this lets go of it once the frame was used.
 	kept = 1 << 22
+	// What is announced is believed up to here. Beyond, memory grows with what really arrived.
+	believed = 1 << 24
 )
 
-// space returns where received bytes belong; never empty. Memory grows with what really arrived.
+// space returns where received bytes belong; never empty.
 func (r *frameReader) space() []byte {
 	if r.start == r.end {
 		r.start, r.end = 0, 0
-		if cap(r.data) > kept {
+		if len(r.data) > kept {
+			putMemory(r.data)
 			r.data = nil
 		}
 	}
-	if r.data == nil {
-		r.data = make([]byte, smallest)
-	}
-	if len(r.data)-r.end < 1024 {
-		if r.start > 0 && r.end-r.start < len(r.data)/2 {
-			copy(r.data, r.data[r.start:r.end])
-		} else {
-			larger := make([]byte, 4*len(r.data))
-			copy(larger, r.data[r.start:r.end])
+	have := r.end - r.start
+	need := min(r.size, max(believed, 4*have))
+	switch {
+	case r.data == nil:
+		r.data = takeMemory(max(need, smallest))
+	case r.start+need > len(r.data) || len(r.data)-r.end < 1024:
+		from := r.data[r.start:r.end]
+		if need = max(need, have+1024); need > len(r.data) {
+			larger := takeMemory(max(need, min(4*len(r.data), kept)))
+			copy(larger, from)
+			putMemory(r.data)
 			r.data = larger
+		} else {
+			copy(r.data, from)
 		}
-		r.end -= r.start
-		r.start = 0
+		r.start, r.end = 0, have
 	}
 	return r.data[r.end:]
+}
+
+// Memory that large frames were received in, for the next ones: new memory is cleared first, and touched for the first
+// time, which takes longer than receiving.
+var memories sync.Pool
+
+func takeMemory(size int) []byte {
+	if size > smallest {
+		if kept, ok := memories.Get().(*[]byte); ok && len(*kept) >= size {
+			return *kept
+		}
+	}
+	return make([]byte, size)
+}
+
+// putMemory is given memory that nobody refers to any more.
+func putMemory(memory []byte) {
+	if len(memory) > smallest {
+		memories.Put(&memory)
+	}
 }
 
 func (r *frameReader) received(count int) { r.end += count }
@@ -185,6 +213,7 @@ func (r *frameReader) next() (frame, bool, error) {
 		r.start++ // a wake
 	}
 	at := r.data[r.start:r.end]
+	r.size = 0
 	if len(at) < headerSize {
 		if len(at) > 0 && !isKind(at[0]) {
 			return frame{}, false, protocolError("a frame of unknown kind %d", at[0])
@@ -198,6 +227,7 @@ func (r *frameReader) next() (frame, bool, error) {
 	body := headerSize + h.length
 	table := body + 8*h.buffers
 	if len(at) < table {
+		r.size = table
 		return frame{}, false, nil
 	}
 	size := table
@@ -209,6 +239,7 @@ func (r *frameReader) next() (frame, bool, error) {
 		size += int(length)
 	}
 	if len(at) < size {
+		r.size = size
 		return frame{}, false, nil
 	}
 	f := frame{kind: h.kind, codec: h.codec, callID: h.callID, payload: at[headerSize:body:body]}
