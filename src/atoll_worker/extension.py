@@ -13,8 +13,8 @@ import os
 import sys
 
 from .completion import complete, is_coroutine
-from .lent import lend, unlend
-from .node_interface import NodeOutput, described
+from .lent import unlend
+from .node_interface import Hidden, described, hidden_now, told
 from .service import (
     FunctionTable,
     Service,
@@ -26,7 +26,7 @@ from .service import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 # Names in an extension's function table, beside those of its methods.
 DESCRIBE_EXTENSION = "__extension__"
@@ -326,7 +326,15 @@ class _Nodes:
         self._extension = extension
         self._objects: Dict[str, Any] = {}
 
-    def run(self, node_id: str, method: str, token: Optional[str], gone: Sequence[str], inputs: Dict[str, Any]) -> Any:
+    def run(
+        self,
+        node_id: str,
+        method: str,
+        token: Optional[str],
+        gone: Sequence[str],
+        inputs: Dict[str, Any],
+        hidden: Optional[Dict[str, Any]] = None,
+    ) -> Any:
         """Call a method of a node.
 
         Args:
@@ -335,6 +343,7 @@ class _Nodes:
             token: of the host's object whose counterpart is called; None for the class.
             gone: tokens of objects that the host has no more.
             inputs: by name.
+            hidden: what the host knows of this run, by name; None if it says nothing.
         """
         for one in gone:
             self._objects.pop(one, None)
@@ -344,15 +353,19 @@ class _Nodes:
             target = self._objects.get(token)
             if target is None:
                 target = self._objects[token] = cls()
-        result = getattr(target, method)(**unlend(inputs))
-        return lend_result(complete(result) if is_coroutine(result) else result)
+        known = None if hidden is None else Hidden(unlend(hidden))
+        token_of_hidden = hidden_now.set(known)
+        try:
+            result = getattr(target, method)(**unlend(inputs))
+            return told(complete(_knowing(known, result)) if is_coroutine(result) else result)
+        finally:
+            hidden_now.reset(token_of_hidden)
 
 
-def lend_result(result: Any) -> Any:
-    """As ``lend``, also of a node's output."""
-    if isinstance(result, NodeOutput):
-        return NodeOutput(*lend(result.args), **lend(result.kwargs))
-    return lend(result)
+async def _knowing(hidden: Optional[Hidden], coroutine: Any) -> Any:
+    """A coroutine in the context of its run: the loop it is run by has one of its own."""
+    hidden_now.set(hidden)
+    return await coroutine
 
 
 # -- the function table of an isolated extension -----------------------------------------------------------------------
@@ -361,10 +374,11 @@ def lend_result(result: Any) -> Any:
 class _ExtensionService(Service):
     """An extension as a service."""
 
-    def __init__(self, path: str) -> None:
-        from . import node_interface
+    def __init__(self, path: str, modules: Mapping[str, Any]) -> None:
+        from . import host_modules, node_interface
 
         node_interface.provide()
+        host_modules.provide(modules)
         self._module = load_pack(path)
         self.extension = complete(make_extension(self._module))
         self._nodes = _Nodes(self.extension)
@@ -410,34 +424,34 @@ def _crossing(method: Any) -> Callable[..., Any]:
 
         async def items_of(*args: Any, **kwargs: Any) -> Any:
             async for item in method(*unlend(args), **unlend(kwargs)):
-                yield lend_result(item)
+                yield told(item)
 
         call = items_of
     elif is_generator_function(method):
 
         def items(*args: Any, **kwargs: Any) -> Any:
             for item in method(*unlend(args), **unlend(kwargs)):
-                yield lend_result(item)
+                yield told(item)
 
         call = items
     elif is_coroutine_function(method):
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return lend_result(await method(*unlend(args), **unlend(kwargs)))
+            return told(await method(*unlend(args), **unlend(kwargs)))
 
         call = awaited
     else:
 
         def plain(*args: Any, **kwargs: Any) -> Any:
-            return lend_result(method(*unlend(args), **unlend(kwargs)))
+            return told(method(*unlend(args), **unlend(kwargs)))
 
         call = plain
     call.__name__, call.__doc__, call.__wrapped__ = method.__name__, method.__doc__, method
     return call  # type: ignore[no-any-return]
 
 
-def table_of_extension(path: str) -> FunctionTable:
-    """The function table of a pack, in its worker."""
+def table_of_extension(path: str, modules: Optional[Mapping[str, Any]] = None) -> FunctionTable:
+    """The function table of a pack, in its worker, with the modules that its host offers to it."""
     table = FunctionTable()
-    table.add_service(lambda: _ExtensionService(path))
+    table.add_service(lambda: _ExtensionService(path, modules or {}))
     return table

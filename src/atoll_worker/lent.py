@@ -84,6 +84,10 @@ class Lent:
                 pass  # a class that cannot be referred to weakly
         return names
 
+    def calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of it that takes and gives what crosses."""
+        return _passing_on(self, function)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _passing_on(self, self._value)(*args, **kwargs)
 

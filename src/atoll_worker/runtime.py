@@ -388,7 +388,7 @@ def load_table(entry: Dict[str, Any]) -> FunctionTable:
     """The function table of what the host asked for.
 
     ``entry`` is one of ``{"kind": "file", "path", "class"}``, ``{"kind": "module", "module", "class"}``,
-    ``{"kind": "source", "source", "filename", "line", "name"}`` and ``{"kind": "extension", "path"}``.
+    ``{"kind": "source", "source", "filename", "line", "name"}`` and ``{"kind": "extension", "path", "modules"}``.
     """
     kind = entry["kind"]
     if kind == "source":
@@ -401,7 +401,7 @@ def load_table(entry: Dict[str, Any]) -> FunctionTable:
     if kind == "extension":
         from .extension import table_of_extension
 
-        return table_of_extension(entry["path"])
+        return table_of_extension(entry["path"], entry.get("modules"))
     module = load_file(entry["path"]) if kind == "file" else _import(entry["module"])
     return table_of_module(module, entry["class"])
 

@@ -96,20 +96,39 @@ class NodeOutput:
         return self.args
 
 
+class ExecutionBlocker:
+    def __init__(self, message=None):
+        self.message = message
+
+
 class ComfyNode:
-    pass
+    hidden = None
 
 
 import os
+"""
+SHOWING = """
+import os
+
+
+class PreviewImage:
+    def __init__(self, image, animated=False, cls=None):
+        self.image, self.cls = image, cls
+
+    def as_dict(self):
+        return {"images": [self.image.shape]}
 """
 
 
 @pytest.fixture
 def interface(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module with ``io``, as a host of nodes has one."""
+    """A module with ``io`` and ``ui``, as a host of nodes has one."""
     io = ModuleType("host_of_nodes.io")
     monkeypatch.setitem(sys.modules, io.__name__, io)
     exec(INTERFACE, io.__dict__)
     module = ModuleType("host_of_nodes")
     module.io = io  # type: ignore[attr-defined]
+    ui = ModuleType("host_of_nodes.ui")
+    exec(SHOWING, ui.__dict__)
+    module.ui = ui  # type: ignore[attr-defined]
     return module

@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 import atoll
-from atoll.extensions import check_pack
+from atoll.extensions import ExtensionConfig, ExtensionManager, check_pack
 
+Run = Callable[[Callable[[ExtensionManager], Any]], Any]
 Write = Callable[..., Path]
 
 PACK = """
@@ -73,7 +76,7 @@ def test_what_can_and_what_cannot(write: Write) -> None:
     manifest = "dependencies: [numpy, pyyaml]\n"
     folder = write("mixed", PACK, manifest, inner__py="import scipy\n", schema__py=SCHEMA)
     report = check_pack(folder)
-    assert report.nodes == {"Clean": "yes", "Sampler": "look", "Loader": "no", "Preview": "no"}
+    assert report.nodes == {"Clean": "yes", "Sampler": "look", "Loader": "no", "Preview": "look"}
     assert not report.can_be_isolated
     said = {(finding.level, finding.place, finding.node, finding.text.partition(":")[0]) for finding in report.findings}
     assert said == {
@@ -84,9 +87,85 @@ def test_what_can_and_what_cannot(write: Write) -> None:
         ("look", "__init__.py:39", "", "WEB_DIRECTORY"),
         ("look", "inner.py:1", "", "imports scipy, which no dependency of manifest.yaml is named after"),
         ("look", "schema.py:7", "Preview", "takes CLIP, which is passed as a reference"),
-        ("no", "schema.py:10", "Preview", "uses ui.PreviewImage, which needs the host's folders"),
-        ("no", "schema.py:10", "Preview", "uses cls.hidden, which is the host's"),
     }
+
+
+def test_what_the_host_offers_is_there(write: Write) -> None:
+    offered = """
+        import folder_paths
+        import comfy.utils
+        from comfy import utils, model_management
+        from comfy_api.latest import ComfyAPI, io
+
+        HERE = folder_paths.get_output_directory()
+
+        class Loader:
+            RETURN_TYPES = ("STRING",)
+            FUNCTION = "run"
+            @classmethod
+            def INPUT_TYPES(cls):
+                return {"required": {"name": (folder_paths.get_filename_list("loras"),)}}
+            def run(self, name):
+                return (comfy.utils.load(name),)
+
+        class Manager:
+            RETURN_TYPES = ("STRING",)
+            FUNCTION = "run"
+            def run(self):
+                return (model_management.get(),)
+    """
+    folder = write("offered", offered, "dependencies: [numpy]\n")
+    alone = check_pack(folder)
+    assert alone.nodes == {"Loader": "no", "Manager": "no"}
+    report = check_pack(folder, ["folder_paths", "comfy.utils"])
+    assert report.nodes == {"Loader": "yes", "Manager": "no"}
+    assert [(finding.level, finding.place, finding.text.partition(":")[0]) for finding in report.findings] == [
+        ("no", "__init__.py:4", "imports comfy.model_management"),
+        ("no", "__init__.py:5", "imports comfy_api.latest.ComfyAPI"),
+        (
+            "no", "__init__.py:7",
+            "calls folder_paths.get_output_directory while it is imported, when the host's module folder_paths cannot "
+            "be called",
+        ),
+        ("no", "__init__.py:22", "uses model_management of the host's module comfy.model_management"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        ("import folder_paths", False),
+        ("import folder_paths", True),
+        ("from folder_paths import models_dir", True),
+        ("import folder_paths\nx = folder_paths.get()", True),
+        ("import folder_paths\ndef f():\n    return folder_paths.get()", True),
+        ("import comfy.utils", False),
+        ("import comfy.utils", True),
+        ("from comfy import utils", True),
+        ("from comfy import samplers", True),
+        ("import nodes", False),
+        ("from comfy_api.latest import io, ui, ComfyExtension, Input, InputImpl, Types, IO, UI", False),
+        ("from comfy_api.latest import ComfyAPI", False),
+        ("from comfy_api.latest._io import Image", False),
+        ("from comfy_api.v0_0_2 import io", False),
+        ("import comfy_api.latest", False),
+        ("import comfy_api.input", False),
+    ],
+)
+def test_the_check_agrees_with_what_happens(run: Run, write: Write, text: str, offered: bool) -> None:
+    folder = write("agreed", text + "\nclass Node:\n    FUNCTION = 'run'\nNODE_CLASS_MAPPINGS = {'Node': Node}\n")
+    module = ModuleType("of_the_host")
+    exec("models_dir = '/models'\ndef get():\n    return 1\n", module.__dict__)
+    modules = {"folder_paths": module, "comfy.utils": module} if offered else {}
+
+    async def main(manager: ExtensionManager) -> bool:
+        try:
+            await manager.load_extension(ExtensionConfig("agreed", folder, modules=modules))
+        except atoll.WorkerStartError:
+            return False
+        return True
+
+    assert check_pack(folder, modules).can_be_isolated == run(main)
 
 
 def test_nothing_of_a_pack_is_run(write: Write) -> None:
@@ -116,7 +195,7 @@ def test_the_command(write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main() == 1
     out = capsys.readouterr().out
     assert "✓ Clean\n! Sampler\n✗ Loader\n" in out
-    assert "✗ __init__.py:4: imports folder_paths: the host's folders are not known there" in out
+    assert "✗ __init__.py:4: imports folder_paths: the host knows its folders: it can offer this module" in out
     assert out.endswith(
         "of 3 nodes, 2 can run isolated, 1 of them with a look at what is said above; 1 cannot as they are\n"
     )

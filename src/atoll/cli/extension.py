@@ -20,6 +20,10 @@ def _group() -> None:
 @extension.command("check")
 def check_command(
     pack: Annotated[str, typer.Argument(help="The pack's folder, or its .py file.")],
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="A module that the host will offer to the pack, such as folder_paths. May be repeated."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Say what of a pack of nodes can run isolated, and why not. Read from its text: nothing is built or run.
@@ -28,7 +32,7 @@ def check_command(
     """
     from ..extensions.check import check_pack
 
-    report = check_pack(pack)
+    report = check_pack(pack, module or ())
     if json:
         print_json(
             {

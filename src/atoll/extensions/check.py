@@ -10,27 +10,15 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+from atoll_worker.host_modules import OF_HOST
+from atoll_worker.node_interface import NAMES, VERSIONS
 
 from ..errors import ManifestError
 from .config import MANIFEST_NAMES, load_manifest
 
-# Modules that are ComfyUI itself, which no isolated process has -> what of them an extension can do instead.
-_OF_HOST = {
-    "server": "routes and messages to the browser are the host's: pass an object of the host's, and call it",
-    "execution": "the queue and the executor are the host's",
-    "nodes": "other nodes are the host's: take their results as inputs",
-    "folder_paths": "the host's folders are not known there: pass paths as inputs, or an object of the host's",
-    "comfy": "ComfyUI's own code: take models as inputs, which are passed as references",
-    "comfy_extras": "ComfyUI's own code: take models as inputs, which are passed as references",
-    "comfy_execution": "the executor is the host's; expansions cannot be built there",
-    "latent_preview": "previews are the host's",
-    "model_management": "the host manages its models",
-    "app": "ComfyUI's own code",
-}
-# What a V3 node class inherits from the host's interface only.
-_HIDDEN = ("hidden",)
 # Inputs that cross by value; every other is passed as a reference.
 _BY_VALUE = frozenset(
     ("IMAGE", "MASK", "LATENT", "AUDIO", "INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "CONDITIONING", "SIGMAS",
@@ -75,11 +63,12 @@ class PackReport(NamedTuple):
         return not any(finding.level == "no" for finding in self.findings)
 
 
-def check_pack(path: str | os.PathLike[str]) -> PackReport:
+def check_pack(path: str | os.PathLike[str], modules: Iterable[str] = ()) -> PackReport:
     """Read a pack, and say what of it can run isolated.
 
     Args:
         path: its folder, or its file.
+        modules: names of the modules that its host will offer: ``modules`` of its ``ExtensionConfig``.
 
     Raises:
         ManifestError: there is no such pack, or its manifest is wrong.
@@ -91,10 +80,11 @@ def check_pack(path: str | os.PathLike[str]) -> PackReport:
     findings: list[Finding] = []
     nodes: dict[str, str] = {}
     own = _own_modules(root)
+    offered = frozenset(modules)
     imported: dict[str, str] = {}
     for file in _files(root):
         place = os.path.relpath(file, folder)
-        reader = _File(place, own, file.endswith("__init__.py"))
+        reader = _File(place, own, offered)
         try:
             with open(file, "rb") as text:
                 reader.read(ast.parse(text.read(), file))
@@ -183,13 +173,15 @@ def _plain(requirement: str) -> str:
 class _File:
     """One file of a pack."""
 
-    def __init__(self, place: str, own: frozenset[str], is_package: bool) -> None:
+    def __init__(self, place: str, own: frozenset[str], offered: frozenset[str]) -> None:
         self._place = place
         self._own = own
+        self._offered = offered
         self.findings: list[Finding] = []
         self.nodes: dict[str, str] = {}
         self.imported: dict[str, str] = {}
         self._of_host: dict[str, str] = {}  # names bound to the host's modules -> the module
+        self._from_offered: dict[str, str] = {}  # as above, of those that the host offers
 
     def read(self, tree: ast.Module) -> None:
         guarded = {
@@ -200,6 +192,13 @@ class _File:
         for one in ast.walk(tree):
             for module, names in _modules_of(one):
                 self._import(module, names, one, id(one) in guarded)
+        for one in _while_imported(tree):
+            if isinstance(one, ast.Call) and (name := _root_of(one.func)) in self._from_offered:
+                self._add(
+                    "no", one, "",
+                    f"calls {ast.unparse(one.func)} while it is imported, when the host's module "
+                    f"{self._from_offered[name]} cannot be called: call it in a node, or in INPUT_TYPES",
+                )  # fmt: skip
         for one in tree.body:
             if isinstance(one, ast.ClassDef) and _is_node(one):
                 self._node(one)
@@ -216,37 +215,66 @@ class _File:
 
     def _import(self, module: str, names: list[str], one: ast.AST, guarded: bool) -> None:
         top = module.partition(".")[0]
-        if top in self._own and top not in _OF_HOST:
+        if top in self._own:
             return
-        if top in _OF_HOST and top not in self._own:
+        if top == "comfy_api":
+            self._import_interface(module, names, one, guarded)
+            return
+        if top in OF_HOST:
+            if module in self._offered or any(name.startswith(module + ".") for name in self._offered):
+                for name in names:
+                    self._from_offered[name] = module
+                missing = [] if module in self._offered else [n for n in names if f"{module}.{n}" not in self._offered]
+                if isinstance(one, ast.Import) or not missing:
+                    return
+                names, module = missing, f"{module}.{missing[0]}"
             for name in names:
                 self._of_host[name] = module
             level = "look" if guarded else "no"
             hint = "; it is tried only, so make sure that the pack does without" if guarded else ""
-            self._add(level, one, "", f"imports {module}: {_OF_HOST[top]}{hint}")
-        elif top not in ("comfy_api", "atoll_worker", "__future__"):
+            self._add(level, one, "", f"imports {module}: {OF_HOST[top]}{hint}")
+        elif top not in ("atoll_worker", "__future__"):
             self.imported.setdefault(top, f"{self._place}:{getattr(one, 'lineno', 1)}")
+
+    def _import_interface(self, module: str, names: list[str], one: ast.AST, guarded: bool) -> None:
+        """``comfy_api``: of it an isolated pack has a part."""
+        known = ("comfy_api", *(f"comfy_api.{version}" for version in VERSIONS))
+        wrong = [] if module in known else [module]
+        if module in known[1:] and isinstance(one, ast.ImportFrom):
+            wrong = [f"{module}.{alias.name}" for alias in one.names if alias.name not in (*NAMES, "*")]
+        for name in wrong:
+            self._add(
+                "look" if guarded else "no", one, "",
+                f"imports {name}: ComfyUI's own code; of comfy_api there are: {', '.join(NAMES)}",
+            )  # fmt: skip
 
     def _node(self, cls: ast.ClassDef) -> None:
         before = len(self.findings)
-        is_v3 = _is_schema_node(cls)
         for one in ast.walk(cls):
             if isinstance(one, ast.Name) and one.id in self._of_host:
                 self._add("no", one, cls.name, f"uses {one.id} of the host's module {self._of_host[one.id]}")
-            if (
-                is_v3 and isinstance(one, ast.Attribute) and one.attr in _HIDDEN
-                and isinstance(one.value, ast.Name) and one.value.id == "cls"
-            ):  # fmt: skip
-                self._add("no", one, cls.name, "uses cls.hidden, which is the host's: take what is needed as an input")
-            if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id in ("ui", "UI"):
-                self._add("no", one, cls.name, f"uses {one.value.id}.{one.attr}, which needs the host's folders")
         for kind, line in _references(cls):
             self._add(
                 "look", line, cls.name,
-                f"takes {kind}, which is passed as a reference: its methods can be called, its attributes not be read",
+                f"takes {kind}, which is passed as a reference: its methods are called, its data and parts read, and "
+                "nothing of it is set",
             )  # fmt: skip
         levels = {finding.level for finding in self.findings[before:]}
         self.nodes[cls.name] = "no" if "no" in levels else "look" if levels else "yes"
+
+
+def _while_imported(tree: ast.AST) -> Iterator[ast.AST]:
+    """What is run when a file is imported: all but what functions consist of."""
+    for one in ast.iter_child_nodes(tree):
+        if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield one
+            yield from _while_imported(one)
+
+
+def _root_of(one: ast.AST) -> str:
+    while isinstance(one, ast.Attribute):
+        one = one.value
+    return one.id if isinstance(one, ast.Name) else ""
 
 
 def _modules_of(one: ast.AST) -> Iterator[tuple[str, list[str]]]:

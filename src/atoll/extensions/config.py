@@ -23,7 +23,7 @@ MANIFEST_NAMES = ("manifest.yaml", "manifest.yml")
 
 # Of a config -> of a spec. The others have one name.
 _NAMES = {"max_memory": "memory", "max_cpu_percent": "cpus"}
-_OWN = ("module_path", "version", "isolated", "share_torch", "hot_reload", "host")
+_OWN = ("module_path", "version", "isolated", "share_torch", "hot_reload", "host", "modules")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ class ExtensionConfig:
         indexes: package indexes, searched in order before this machine's own.
         find_links: folders or pages that list further distribution files.
         host: objects of this process that it may call, by name, as ``from atoll_worker import host`` gives them.
+        modules: modules of this process that it may import, by name, such as ``{"folder_paths": folder_paths}``: the
+            functions and classes that they define are called here, and their plain data is read from here.
         hot_reload: whether its files are looked at before every call, and loaded anew when they changed.
         version: its author's; kept, and shown.
     """
@@ -76,6 +78,7 @@ class ExtensionConfig:
     indexes: Sequence[str] = ()
     find_links: Sequence[str] = ()
     host: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    modules: Mapping[str, object] = dataclasses.field(default_factory=dict)
     hot_reload: bool = False
     version: str | None = None
 
@@ -123,17 +126,14 @@ class ExtensionConfig:
         from ..manifest.spec import Place
 
         path = self.path()
-        values = _checked(dataclasses.asdict(self, dict_factory=_shallow), Place.options("ExtensionConfig"))
+        said = {field: value for field in _FIELDS if (value := getattr(self, field)) is not None and value != ()}
+        values = _checked(said, Place.options("ExtensionConfig"))
         if self.share_torch and not any(_project(one) == "torch" for one in values.get("dependencies", ())):
             values["dependencies"] = (*values.get("dependencies", ()), *_torch_here())
         return ServiceSpec(entry=path, folder=os.path.dirname(path), **values)
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ExtensionConfig))
-
-
-def _shallow(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in pairs if value is not None and value != ()}
 
 
 def _checked(said: Mapping[str, Any], place: Place) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _checked(said: Mapping[str, Any], place: Place) -> dict[str, Any]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise place.wrong(key, value, "a number above 0: 100 for one processor")
             values["cpus"] = value / 100
-        elif key == "host":
+        elif key in ("host", "modules"):
             continue  # checked where it is used
         elif key not in _OWN:
             field = _NAMES.get(key, key)
@@ -181,8 +181,9 @@ def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ManifestError(f"{folder}: there is no {MANIFEST_NAMES[0]}")
     said = read_yaml(path)
     place = Place.file(path)
-    if "module_path" in said or "host" in said:
-        key = "module_path" if "module_path" in said else "host"
+    for key in ("module_path", "host", "modules"):
+        if key not in said:
+            continue
         raise place.wrong(key, said[key], "no such key: the host gives it, not the pack")
     checked = _checked({key: value for key, value in said.items() if key in _FIELDS and value is not None}, place)
     said.setdefault("name", os.path.basename(folder))

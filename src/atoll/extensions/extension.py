@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import os
 import threading
 import uuid
@@ -25,7 +26,7 @@ from atoll_worker.extension import (
     methods_of,
     unload_pack,
 )
-from atoll_worker.lent import lend, unlend
+from atoll_worker.lent import lend
 
 from ..client.owner import HoldsWorker, PoolOwner, check_objects
 from ..client.plan import plan_extension
@@ -33,6 +34,7 @@ from ..errors import FunctionNotFound, ServiceClosed
 from ..pool import Pool
 from ..pool.settings import settings_of
 from ..pool.stream import Stream
+from .offered import check_modules, objects_of, told_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -125,12 +127,15 @@ class IsolatedExtension(HoldsWorker, Extension):
     def __init__(self, read: Callable[[], ExtensionConfig]) -> None:
         super().__init__(read)
         self._spec = spec = self.config.spec()
-        self._pool = Pool(spec.name, self._plan, settings_of(spec, check_objects(self.config.host)))
+        self._modules = check_modules(self.config.modules)
+        objects = {**check_objects(self.config.host), **objects_of(self._modules)}
+        self._pool = Pool(spec.name, self._plan, settings_of(spec, objects))
         self._about: dict[str, Any] = {}
         self._loading = threading.Lock()
 
     def _plan(self) -> WorkerPlan:
-        return plan_extension(self._spec)
+        plan = plan_extension(self._spec)
+        return dataclasses.replace(plan, entry={**plan.entry, "modules": told_of(self._modules)})
 
     async def load(self) -> None:
         await asyncio.to_thread(self._load)
@@ -203,16 +208,28 @@ class IsolatedExtension(HoldsWorker, Extension):
         return _received(await self._pool.call_async(method, lend(args), lend(kwargs), self._spec.timeout))
 
     def run_node(
-        self, node_id: str, method: str, token: str | None, gone: Sequence[str], inputs: Mapping[str, Any]
+        self,
+        node_id: str,
+        method: str,
+        token: str | None,
+        gone: Sequence[str],
+        inputs: Mapping[str, Any],
+        hidden: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call a method of a node; see ``nodes``."""
-        return self.call(RUN_NODE, node_id, method, token, list(gone), dict(inputs))
+        return self.call(RUN_NODE, node_id, method, token, list(gone), dict(inputs), hidden)
 
     async def run_node_async(
-        self, node_id: str, method: str, token: str | None, gone: Sequence[str], inputs: Mapping[str, Any]
+        self,
+        node_id: str,
+        method: str,
+        token: str | None,
+        gone: Sequence[str],
+        inputs: Mapping[str, Any],
+        hidden: Mapping[str, Any] | None = None,
     ) -> Any:
         """As ``run_node``, to be awaited."""
-        return await self.call_async(RUN_NODE, node_id, method, token, list(gone), dict(inputs))
+        return await self.call_async(RUN_NODE, node_id, method, token, list(gone), dict(inputs), hidden)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -354,11 +371,9 @@ def _no_method(extension: str, name: str, methods: Mapping[str, Any]) -> Functio
 def _received(value: Any) -> Any:
     if isinstance(value, Stream):
         return value
-    from atoll_worker.node_interface import NodeOutput
+    from atoll_worker.node_interface import come_back
 
-    if type(value) is NodeOutput:
-        return NodeOutput(*unlend(value.args), **unlend(value.kwargs))
-    return unlend(value)
+    return come_back(value)
 
 
 def new_token() -> str:

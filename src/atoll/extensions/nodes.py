@@ -2,8 +2,8 @@
 """Proxy classes for the nodes of an extension: to their host they look like the originals, and run in the extension.
 
 What always holds: what a node says of itself is asked once, when its extension is loaded, so a busy node never keeps
-its host waiting for a schema; a schema is rebuilt with the host's own interface, of which only public names are used,
-whatever the pack says. What does not belong here: how values cross (``extension``).
+its host waiting for a schema; a schema, and what a result says to the interface, is made with the host's own, of which
+only public names are used, whatever the pack says. What does not belong here: how values cross (``extension``).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import copy
 import enum
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from atoll_worker.node_interface import MARK, NodeOutput
+from atoll_worker.node_interface import MARK, OWN_CLASS, ROOTS, Expression, NodeOutput
 
 from ..errors import AtollError
 from .extension import Extension, IsolatedExtension, new_token
@@ -61,7 +61,9 @@ def proxy_nodes(extension: Extension, interface: ModuleType | None = None) -> di
 # -- V1 ----------------------------------------------------------------------------------------------------------------
 
 
-def _plain_node(extension: IsolatedExtension, node_id: str, about: Mapping[str, Any], _: ModuleType | None) -> type:
+def _plain_node(
+    extension: IsolatedExtension, node_id: str, about: Mapping[str, Any], interface: ModuleType | None
+) -> type:
     """A class with ``INPUT_TYPES`` and ``FUNCTION``. Each of its objects has one of its own over there."""
     gone: list[str] = []
 
@@ -88,20 +90,23 @@ def _plain_node(extension: IsolatedExtension, node_id: str, about: Mapping[str, 
         def token_of(one: Any) -> str | None:
             return one._atoll_token if of_object else None
 
+        def made(one: Any, result: Any) -> Any:
+            return _Maker(node_id, interface, one if isinstance(one, type) else type(one)).of(_plain(result))
+
         function: Callable[..., Any]
         signature = _signature("self" if of_object else "cls", described["parameters"])
         if described["is_async"]:
 
             async def run_async(self: Any, *args: Any, **inputs: Any) -> Any:
                 bound = _bound(signature, self, args, inputs)
-                return _plain(await extension.run_node_async(node_id, name, token_of(self), take_gone(), bound))
+                return made(self, await extension.run_node_async(node_id, name, token_of(self), take_gone(), bound))
 
             function = run_async
         else:
 
             def run(self: Any, *args: Any, **inputs: Any) -> Any:
                 bound = _bound(signature, self, args, inputs)
-                return _plain(extension.run_node(node_id, name, token_of(self), take_gone(), bound))
+                return made(self, extension.run_node(node_id, name, token_of(self), take_gone(), bound))
 
             function = run
         return _named(function, name, signature)
@@ -134,7 +139,7 @@ def _schema_node(
     io = module.io
 
     def define_schema(cls: type) -> Any:
-        return _evaluated(about["schema"], io, node_id)
+        return _Maker(node_id, module, cls).of(about["schema"])
 
     def forward(name: str, described: Mapping[str, Any]) -> Any:
         signature = _signature("cls", described["parameters"])
@@ -143,14 +148,16 @@ def _schema_node(
 
             async def run_async(cls: type, *args: Any, **inputs: Any) -> Any:
                 bound = _bound(signature, cls, args, inputs)
-                return _output(await extension.run_node_async(node_id, name, None, (), bound), io)
+                result = await extension.run_node_async(node_id, name, None, (), bound, _hidden_of(cls, io))
+                return _Maker(node_id, module, cls).of(result)
 
             function = run_async
         else:
 
             def run(cls: type, *args: Any, **inputs: Any) -> Any:
                 bound = _bound(signature, cls, args, inputs)
-                return _output(extension.run_node(node_id, name, None, (), bound), io)
+                result = extension.run_node(node_id, name, None, (), bound, _hidden_of(cls, io))
+                return _Maker(node_id, module, cls).of(result)
 
             function = run
         return classmethod(_named(function, name, signature))
@@ -178,46 +185,89 @@ def _interface(node_id: str) -> ModuleType:
         ) from error
 
 
-def _output(result: Any, io: Any) -> Any:
-    return io.NodeOutput(*result.args, **result.kwargs) if isinstance(result, NodeOutput) else result
+def _hidden_of(cls: Any, io: Any) -> dict[str, Any] | None:
+    """What the host tells a node of this run: those of ``io.Hidden`` that it set on the class; None if it set none."""
+    hidden = getattr(cls, "hidden", None)
+    if hidden is None:
+        return None
+    known = getattr(io, "Hidden", None)
+    names = known.__members__ if isinstance(known, type) and issubclass(known, enum.Enum) else vars(hidden)
+    said = {name: getattr(hidden, name, None) for name in names}
+    return {name: value for name, value in said.items() if value is not None}
 
 
-def _evaluated(value: Any, io: Any, node_id: str) -> Any:
-    """What a pack wrote with ``io``, made with this process's.
+class _Maker:
+    """Makes what a pack wrote with the interface, by this process's.
 
     It names nothing but what the interface itself defines: a pack is not trusted to have anything else called.
+
+    Args:
+        node_id: the node, for messages.
+        interface: the module that has ``io``; ``comfy_api.latest``, once it is needed, if None.
+        cls: what the node's own class is here.
     """
-    if isinstance(value, dict):
-        if MARK not in value:
-            return {key: _evaluated(one, io, node_id) for key, one in value.items()}
-        if value[MARK] == "any":
-            return AnyType(value["text"])
-        found, path = io, "io"
-        for step in value[MARK]:
+
+    def __init__(self, node_id: str, interface: ModuleType | None, cls: type) -> None:
+        self._node_id = node_id
+        self._interface = interface
+        self._cls = cls
+
+    def of(self, value: Any) -> Any:
+        """A value, with everything in it made.
+
+        Raises:
+            AtollError: the interface has not what is asked for.
+        """
+        if isinstance(value, dict):
+            if MARK not in value:
+                return {key: self.of(one) for key, one in value.items()}
+            if value[MARK] == "any":
+                return AnyType(value["text"])
+            return self._follow(value.get("root", "io"), value[MARK])
+        if type(value) is Expression:
+            return self._cls if value._root == OWN_CLASS else self._follow(value._root, value._steps)
+        if type(value) is NodeOutput:
+            return self._module().io.NodeOutput(*self.of(value.args), **self.of(value.kwargs))
+        if type(value) in (list, tuple):
+            return type(value)(self.of(one) for one in value)
+        return value
+
+    def _module(self) -> Any:
+        if self._interface is None:
+            self._interface = _interface(self._node_id)
+        return self._interface
+
+    def _follow(self, root: str, steps: Sequence[Any]) -> Any:
+        module = self._module()
+        start = getattr(module, root, None) if root in ROOTS else None
+        if start is None:
+            raise self._missing(root)
+        found, path, made = start, root, False
+        for step in steps:
             if isinstance(step, str):
-                public = not step.startswith("_") and (found is io or isinstance(found, type))
-                member = getattr(found, step, None) if public else None
                 path += f".{step}"
-                if not _is_of_interface(member, io):
-                    raise AtollError(
-                        f"node {node_id!r}: its schema uses {path}, which this process's comfy_api has not"
-                    )
+                if made and step == "as_dict":  # of what is shown, which some ask for right away
+                    found = getattr(found, step, None)
+                    if not callable(found):
+                        raise self._missing(path)
+                    continue
+                public = not step.startswith("_") and (found is start or isinstance(found, type))
+                member = getattr(found, step, None) if public else None
+                if not _is_of_interface(member, module.io):
+                    raise self._missing(path)
                 found = member
             else:
-                args, kwargs = (_evaluated(one, io, node_id) for one in step)
+                args, kwargs = (self.of(one) for one in step)
                 try:
                     found = found(*args, **kwargs)
                 except TypeError as error:
-                    raise AtollError(
-                        f"node {node_id!r}: its schema calls {path} as this process cannot: {error}"
-                    ) from error
+                    raise AtollError(f"node {self._node_id!r} calls {path} as this process cannot: {error}") from error
                 path += "(...)"
+                made = True
         return found
-    if isinstance(value, list):
-        return [_evaluated(one, io, node_id) for one in value]
-    if isinstance(value, tuple):
-        return tuple(_evaluated(one, io, node_id) for one in value)
-    return value
+
+    def _missing(self, path: str) -> AtollError:
+        return AtollError(f"node {self._node_id!r} uses {path}, which this process's comfy_api has not")
 
 
 def _is_of_interface(member: Any, io: Any) -> bool:
