@@ -105,9 +105,9 @@ func isPlain(text []byte) bool {
 	return true
 }
 
-// exchange makes a call on a worker. If give is true the caller has the worker still, and gives it back once it has used
-// the answer.
-func (p *Pool) exchange(ctx context.Context, w *worker, request *bytes.Buffer) (f frame, give bool, err error) {
+// exchange makes a call on a connection. If give is true the caller has the connection still, and gives it back once it
+// has used the answer.
+func (p *Pool) exchange(ctx context.Context, c *connection, request *bytes.Buffer) (f frame, give bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return f, true, err
 	}
@@ -116,9 +116,9 @@ func (p *Pool) exchange(ctx context.Context, w *worker, request *bytes.Buffer) (
 		request.Write(strconv.AppendFloat(request.AvailableBuffer(), time.Until(deadline).Seconds(), 'f', 6, 64))
 	}
 	request.WriteByte('}')
-	c := w.data[0]
+	w := c.worker
 	c.callID++
-	err = c.send(kindCall, codecJSON, c.callID, request.Bytes())
+	err = c.send(ctx, kindCall, codecJSON, c.callID, request.Bytes())
 	if err == nil {
 		f, err = c.answer(ctx)
 	}
@@ -128,40 +128,59 @@ func (p *Pool) exchange(ctx context.Context, w *worker, request *bytes.Buffer) (
 	case err == nil:
 		if f.codec != codecJSON {
 			err = protocolError("an answer came in codec %d", f.codec)
-			w.kill()
+			w.others.kill()
 		}
 	case errors.As(err, &tooLarge):
 		c.callID--
 	case errors.As(err, &broken):
-		w.kill()
+		w.others.kill()
 	case errors.Is(err, errClosed):
-		err = w.died("call")
+		err = w.others.lost(w, "call")
 	default: // ctx has ended
+		var rest []byte
+		var half *halfSent
+		if errors.As(err, &half) {
+			rest, err = bytes.Clone(half.rest), ctx.Err() // what it is part of is used for other requests from here on
+		}
 		p.open.Add(1)
 		go func() {
 			defer p.ended()
-			w.end()
-			p.dispatcher.put(w)
+			p.giveUp(c, rest)
+			p.dispatcher.put(c)
 		}()
 		return f, false, err
 	}
 	return f, true, err
 }
 
-// take returns a worker that is alive.
-func (p *Pool) take(ctx context.Context) (*worker, error) {
+// giveUp has a call end whose caller has left; rest is what was not sent of it yet.
+func (p *Pool) giveUp(c *connection, rest []byte) {
+	if rest != nil {
+		ctx, stop := context.WithTimeout(context.Background(), endGrace)
+		defer stop()
+		if c.write(ctx, rest) != nil {
+			p.options.Logger.Error("a worker does not take what is sent, and is given up", "pid", c.worker.pid)
+			c.worker.others.kill()
+			return
+		}
+	}
+	c.worker.others.giveUp(c.worker, c)
+}
+
+// take returns a connection to a worker that is alive.
+func (p *Pool) take(ctx context.Context) (*connection, error) {
 	p.metrics.queued.Add(1)
 	defer p.metrics.queued.Add(-1)
 	for {
-		w, err := p.dispatcher.take(ctx)
+		c, err := p.dispatcher.take(ctx)
 		if err != nil {
 			return nil, err
 		}
 		select {
-		case <-w.exited:
-			p.dispatcher.discard(w)
+		case <-c.worker.exited:
+			p.dispatcher.discard(c)
 		default:
-			return w, nil
+			return c, nil
 		}
 	}
 }
@@ -170,7 +189,7 @@ func (p *Pool) take(ctx context.Context) (*worker, error) {
 //
 // The deadline of ctx is told to the worker. If ctx ends first, Call returns its error at once; the Python code is then
 // interrupted, and its worker ended should that not help. Errors: *RemoteError (the function raised), *WorkerDied,
-// *EncodeError, *DecodeError, ErrQueueFull, ErrBreakerOpen, ErrShutdown, and that of ctx.
+// *ConnectionLost, *EncodeError, *DecodeError, ErrQueueFull, ErrBreakerOpen, ErrShutdown, and that of ctx.
 func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 	if err := p.begin(); err != nil {
 		return err
@@ -185,17 +204,17 @@ func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 		return err
 	}
 	defer putRequest(request)
-	w, err := p.take(ctx)
+	c, err := p.take(ctx)
 	if err != nil {
 		return err
 	}
-	f, give, err := p.exchange(ctx, w, request)
+	f, give, err := p.exchange(ctx, c, request)
 	if give {
 		if err == nil && len(f.payload) > detachFrom {
-			defer putMemory(w.data[0].detach()) // whatever was decoded is a copy
-			p.dispatcher.put(w)
+			defer putMemory(c.detach()) // whatever was decoded is a copy
+			p.dispatcher.put(c)
 		} else {
-			defer p.dispatcher.put(w)
+			defer p.dispatcher.put(c)
 		}
 	}
 	if err != nil {
@@ -205,13 +224,6 @@ func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 }
 
 func (p *Pool) decode(f frame, out any) error {
-	if f.kind == kindError {
-		raised := new(RemoteError)
-		if err := json.Unmarshal(f.payload, raised); err != nil {
-			return protocolError("an error that is none came: %v", err)
-		}
-		return raised
-	}
 	if p.unproven.Load() {
 		p.mutex.Lock()
 		p.unproven.Store(false)
@@ -219,6 +231,13 @@ func (p *Pool) decode(f frame, out any) error {
 			p.options.Logger.Info("workers serve again")
 		}
 		p.mutex.Unlock()
+	}
+	if f.kind == kindError {
+		raised := new(RemoteError)
+		if err := json.Unmarshal(f.payload, raised); err != nil {
+			return protocolError("an error that is none came: %v", err)
+		}
+		return raised
 	}
 	switch out := out.(type) {
 	case nil:
@@ -246,7 +265,7 @@ func Call[Out any](ctx context.Context, p *Pool, name string, in any) (Out, erro
 
 // Stream calls a function that returns an iterator, such as a generator, and yields its items as they come. Nothing is
 // produced that was not asked for, batches aside that grow while items come quickly. Leaving the loop closes the
-// generator. The stream has a worker to itself for as long as it lasts. An error is the last that is yielded.
+// generator. The stream has its place at a worker to itself for as long as it lasts. An error is the last that is yielded.
 func Stream[Item any](ctx context.Context, p *Pool, name string, in any) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		var none Item
@@ -288,11 +307,11 @@ func (p *pair) UnmarshalJSON(data []byte) error {
 }
 
 type stream struct {
-	pool   *Pool
-	worker *worker // nil once it is somebody else's
-	number int
-	began  time.Time
-	err    error
+	pool       *Pool
+	connection *connection // nil once it is somebody else's
+	number     int
+	began      time.Time
+	err        error
 }
 
 func (p *Pool) openStream(ctx context.Context, name string, in any) (*stream, error) {
@@ -303,7 +322,7 @@ func (p *Pool) openStream(ctx context.Context, name string, in any) (*stream, er
 	opening, err := request(name, in, true)
 	if err == nil {
 		defer putRequest(opening)
-		s.worker, err = p.take(ctx)
+		s.connection, err = p.take(ctx)
 	}
 	if err == nil {
 		err = s.send(ctx, opening, &s.number)
@@ -326,9 +345,9 @@ func (s *stream) call(ctx context.Context, name string, args Args, out any) erro
 }
 
 func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error {
-	f, give, err := s.pool.exchange(ctx, s.worker, request)
+	f, give, err := s.pool.exchange(ctx, s.connection, request)
 	if !give {
-		s.worker = nil
+		s.connection = nil
 	}
 	if err == nil {
 		err = s.pool.decode(f, out)
@@ -344,14 +363,14 @@ func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error
 }
 
 func (s *stream) close() {
-	if s.worker != nil {
+	if s.connection != nil {
 		if s.number != 0 && s.err == nil {
 			ctx, stop := context.WithTimeout(context.Background(), endGrace)
 			_ = s.call(ctx, "__close__", Args{s.number}, nil)
 			stop()
 		}
-		if s.worker != nil {
-			s.pool.dispatcher.put(s.worker)
+		if s.connection != nil {
+			s.pool.dispatcher.put(s.connection)
 		}
 	}
 	s.pool.metrics.count(time.Since(s.began), s.err)

@@ -3,8 +3,10 @@
 package atoll
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -35,6 +37,9 @@ type connection struct {
 	spin      bool
 	patient   bool
 	callID    uint64
+	largest   int     // bytes of a payload that the other side takes; 0: as the wire has it
+	worker    *worker // at its other end
+	index     uint32  // which of the worker's it is
 }
 
 // newConnection takes over a non-blocking socket.
@@ -70,29 +75,74 @@ func (c *connection) detach() []byte {
 	return memory
 }
 
-// send sends a frame whose header's place is the first 16 bytes of data.
-func (c *connection) send(kind, codec byte, callID uint64, data []byte) error {
-	if len(data)-headerSize > maxPayload {
-		return &EncodeError{errors.New("the arguments are larger than a frame may be, which is 1 GiB")}
+// send sends a frame whose header's place is the first 16 bytes of data. If ctx ends in the middle of that, the error is a
+// *halfSent.
+func (c *connection) send(ctx context.Context, kind, codec byte, callID uint64, data []byte) error {
+	if largest := cmp.Or(c.largest, maxPayload); len(data)-headerSize > largest {
+		return &EncodeError{fmt.Errorf("they are %d bytes as JSON; at most %d are taken", len(data)-headerSize, largest)}
 	}
 	putHeader(data, kind, codec, callID, len(data)-headerSize)
 	if c.lane != nil {
 		if len(data) <= laneSlot {
 			if c.lane.put(data) {
-				return c.write([]byte{0})
+				return c.write(ctx, []byte{0})
 			}
 			return nil
 		}
 		c.lane.announce()
 	}
-	return c.write(data)
+	return c.write(ctx, data)
 }
 
-func (c *connection) write(data []byte) error {
-	if _, err := c.file.Write(data); err != nil {
+// A halfSent says that the rest of a frame is still to be sent.
+type halfSent struct{ rest []byte }
+
+func (e *halfSent) Error() string { return "atoll: a frame was sent in part" }
+
+func (c *connection) write(ctx context.Context, data []byte) error {
+	for {
+		count, err := syscall.Write(c.fd, data)
+		data = data[max(count, 0):]
+		switch {
+		case err == nil && len(data) == 0:
+			return nil
+		case err == syscall.EAGAIN:
+			return c.writeRest(ctx, data)
+		case err != nil && err != syscall.EINTR:
+			return errClosed
+		}
+	}
+}
+
+// writeRest writes what the other side has no room for yet.
+func (c *connection) writeRest(ctx context.Context, data []byte) error {
+	_ = c.file.SetWriteDeadline(time.Time{})
+	defer c.endWith(ctx, c.file.SetWriteDeadline)()
+	count, err := c.file.Write(data)
+	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return &halfSent{data[count:]}
+	}
+	if err != nil {
 		return errClosed
 	}
 	return nil
+}
+
+// endWith has reading or writing end when ctx does, until the function that it returns is called.
+func (c *connection) endWith(ctx context.Context, setDeadline func(time.Time) error) func() {
+	if ctx.Done() == nil {
+		return func() {}
+	}
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = setDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	return func() {
+		if !stop() {
+			<-fired
+		}
+	}
 }
 
 // poll returns the next frame if it is there.
@@ -132,8 +182,6 @@ func (c *connection) receive() (int, syscall.Errno) {
 	return int(count), 0
 }
 
-func schedYield() { _, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
-
 // wait returns the next frame. An error of ctx leaves the connection in the middle of a call: another wait goes on.
 func (c *connection) wait(ctx context.Context) (frame, error) {
 	if c.spin && !c.patient {
@@ -158,18 +206,7 @@ func (c *connection) wait(ctx context.Context) (frame, error) {
 }
 
 func (c *connection) sleep(ctx context.Context) (frame, error) {
-	if ctx.Done() != nil {
-		fired := make(chan struct{})
-		stop := context.AfterFunc(ctx, func() {
-			_ = c.file.SetReadDeadline(time.Unix(1, 0))
-			close(fired)
-		})
-		defer func() {
-			if !stop() {
-				<-fired
-			}
-		}()
-	}
+	defer c.endWith(ctx, c.file.SetReadDeadline)()
 	for {
 		f, ok, err := c.nap(ctx)
 		if ok || err != nil {

@@ -7,34 +7,35 @@ import (
 	"sync"
 )
 
-// Whose turn it is: callers get workers in the order they came.
+// Whose turn it is: callers get connections to workers in the order they came, each from the worker that does least; and
+// no more have one at a time than may.
 
 type dispatcher struct {
-	mutex    sync.Mutex
-	idle     []*worker // the one used last is at the end: its caches are warm
-	gone     []*worker // that have ended, and are still to be removed
-	waiting  []chan granted
-	maxQueue int
-	refusal  error // what callers get instead of a worker, when not nil
+	mutex       sync.Mutex
+	idle        []*connection // the one used last is at the end: its caches are warm
+	waiting     []chan granted
+	inFlight    int
+	maxInFlight int
+	maxQueue    int
+	refusal     error // what callers get instead of a connection, when not nil
 }
 
 type granted struct {
-	worker *worker
-	err    error
+	connection *connection
+	err        error
 }
 
-// take returns an idle worker, once it is this caller's turn.
-func (d *dispatcher) take(ctx context.Context) (*worker, error) {
+// take returns an idle connection, once it is this caller's turn.
+func (d *dispatcher) take(ctx context.Context) (*connection, error) {
 	d.mutex.Lock()
 	if d.refusal != nil {
 		defer d.mutex.Unlock()
 		return nil, d.refusal
 	}
-	if last := len(d.idle) - 1; last >= 0 {
-		w := d.idle[last]
-		d.idle = d.idle[:last]
+	if d.canGrant() && len(d.waiting) == 0 {
+		c := d.pick()
 		d.mutex.Unlock()
-		return w, nil
+		return c, nil
 	}
 	if len(d.waiting) >= d.maxQueue {
 		d.mutex.Unlock()
@@ -45,7 +46,7 @@ func (d *dispatcher) take(ctx context.Context) (*worker, error) {
 	d.mutex.Unlock()
 	select {
 	case got := <-place:
-		return got.worker, got.err
+		return got.connection, got.err
 	case <-ctx.Done():
 	}
 	d.mutex.Lock()
@@ -57,46 +58,94 @@ func (d *dispatcher) take(ctx context.Context) (*worker, error) {
 		}
 	}
 	d.mutex.Unlock()
-	if got := <-place; got.worker != nil { // it was given in that moment
-		d.put(got.worker)
+	if got := <-place; got.connection != nil { // it was given in that moment
+		d.put(got.connection)
 	}
 	return nil, ctx.Err()
 }
 
-// put gives a worker to whoever waits longest; or closes it, if it was removed meanwhile.
-func (d *dispatcher) put(w *worker) {
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	if w.isRemoved {
-		w.close()
-		return
+func (d *dispatcher) canGrant() bool { return len(d.idle) > 0 && d.inFlight < d.maxInFlight }
+
+// pick takes the idle connection of the worker that does least; of several, the one used last.
+func (d *dispatcher) pick() *connection {
+	best := len(d.idle) - 1
+	for i := best - 1; i >= 0 && d.idle[best].worker.inFlight > 0; i-- {
+		if d.idle[i].worker.inFlight < d.idle[best].worker.inFlight {
+			best = i
+		}
 	}
-	if len(d.waiting) > 0 {
-		place := d.waiting[0]
-		d.waiting = d.waiting[1:]
-		place <- granted{worker: w}
-		return
-	}
-	d.idle = append(d.idle, w)
+	c := d.idle[best]
+	d.idle = append(d.idle[:best], d.idle[best+1:]...)
+	d.inFlight++
+	c.worker.inFlight++
+	return c
 }
 
-// remove takes out a worker that has ended, and closes it: now, or once the caller that has it gives it back.
+// grant gives connections to those who wait longest, as long as there are any.
+func (d *dispatcher) grant() {
+	for len(d.waiting) > 0 && d.canGrant() {
+		place := d.waiting[0]
+		d.waiting = d.waiting[1:]
+		place <- granted{connection: d.pick()}
+	}
+}
+
+// add takes up the connections of a worker that is ready.
+func (d *dispatcher) add(w *worker) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	for i := len(w.data) - 1; i >= 0; i-- { // its first is used first
+		d.idle = append(d.idle, w.data[i])
+	}
+	d.grant()
+}
+
+// put takes a connection back from a caller.
+func (d *dispatcher) put(c *connection) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.giveBack(c)
+	if !c.worker.isRemoved {
+		d.idle = append(d.idle, c)
+	}
+	d.grant()
+}
+
+// discard takes back a connection of a worker that has ended, but that a caller got before that was seen.
+func (d *dispatcher) discard(c *connection) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.giveBack(c)
+	d.grant()
+}
+
+func (d *dispatcher) giveBack(c *connection) {
+	d.inFlight--
+	c.worker.inFlight--
+	if c.worker.isRemoved && c.worker.inFlight == 0 {
+		c.worker.close()
+	}
+}
+
+// remove takes out a worker that has ended, and closes it: now, or once the last caller that has it gives it back.
 func (d *dispatcher) remove(w *worker) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
 	w.isRemoved = true
-	for _, list := range []*[]*worker{&d.idle, &d.gone} {
-		for i, one := range *list {
-			if one == w {
-				*list = append((*list)[:i], (*list)[i+1:]...)
-				w.close()
-				return
-			}
+	left := d.idle[:0]
+	for _, c := range d.idle {
+		if c.worker != w {
+			left = append(left, c)
 		}
+	}
+	clear(d.idle[len(left):])
+	d.idle = left
+	if w.inFlight == 0 {
+		w.close()
 	}
 }
 
-// refuse has callers, those who wait included, get an error instead of a worker; nil to serve them again.
+// refuse has callers, those who wait included, get an error instead of a connection; nil to serve them again.
 func (d *dispatcher) refuse(err error) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -114,15 +163,4 @@ func (d *dispatcher) queued() int {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
 	return len(d.waiting)
-}
-
-// discard gives up a worker that has ended, but that a caller got before that was seen.
-func (d *dispatcher) discard(w *worker) {
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	if w.isRemoved {
-		w.close()
-		return
-	}
-	d.gone = append(d.gone, w)
 }

@@ -3,16 +3,18 @@
 package atoll
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 )
 
 var (
 	// ErrShutdown is returned by calls of a pool that is shut down.
 	ErrShutdown = errors.New("atoll: the pool is shut down")
-	// ErrQueueFull is returned at once when Options.MaxQueue callers wait already.
-	ErrQueueFull = errors.New("atoll: too many callers wait for a worker")
+	// ErrQueueFull is returned at once when Options.MaxQueue calls wait already.
+	ErrQueueFull = errors.New("atoll: too many calls wait for a worker")
 	// ErrBreakerOpen is returned at once while workers are not started again, because they kept dying.
 	ErrBreakerOpen = errors.New("atoll: workers of this service keep dying; the next is started after a pause")
 )
@@ -24,9 +26,48 @@ type RemoteError struct {
 	Message   string   `json:"message"`   // str() of the exception
 	Notes     []string `json:"notes"`     // its __notes__
 	Traceback string   `json:"traceback"` // as Python prints it
-	// Own names an error of atoll's own: "FunctionNotFound", "DecodeError", "EncodeError" or "Cancelled". Empty for what
-	// the function raised.
+	// Own names an error of atoll's own, such as "FunctionNotFound"; see docs/wire.md. Empty for what the function raised.
 	Own string `json:"atoll"`
+	// Died says more where Own is "WorkerDied".
+	Died *struct {
+		PID      int      `json:"pid"`
+		ExitCode *int     `json:"exit_code"`
+		Signal   *int     `json:"signal"`
+		Phase    string   `json:"phase"`
+		Stderr   []string `json:"stderr"`
+	} `json:"died"`
+}
+
+// Is lets errors.Is find in what a service at a socket says what it means here.
+func (e *RemoteError) Is(target error) bool {
+	switch e.Own {
+	case "QueueFull":
+		return target == ErrQueueFull
+	case "CircuitOpen":
+		return target == ErrBreakerOpen
+	case "ServiceClosed":
+		return target == ErrShutdown
+	case "CallTimeout":
+		return target == context.DeadlineExceeded
+	}
+	return false
+}
+
+// As lets errors.As find a *WorkerDied in what a service at a socket says of its worker.
+func (e *RemoteError) As(target any) bool {
+	died, ok := target.(**WorkerDied)
+	if !ok || e.Died == nil {
+		return false
+	}
+	status := "connection closed"
+	switch {
+	case e.Died.Signal != nil:
+		status = "signal: " + syscall.Signal(*e.Died.Signal).String()
+	case e.Died.ExitCode != nil:
+		status = fmt.Sprintf("exit status %d", *e.Died.ExitCode)
+	}
+	*died = &WorkerDied{PID: e.Died.PID, Status: status, Phase: e.Died.Phase, Stderr: e.Died.Stderr}
+	return true
 }
 
 func (e *RemoteError) Error() string {
@@ -69,6 +110,17 @@ func (e *WorkerDied) Error() string {
 	}
 	return text
 }
+
+// A ConnectionLost says that there is no connection to a service at a socket, or no more.
+type ConnectionLost struct {
+	Path string
+	Err  error
+}
+
+func (e *ConnectionLost) Error() string {
+	return fmt.Sprintf("atoll: there is no connection to the service at %s: %v", e.Path, e.Err)
+}
+func (e *ConnectionLost) Unwrap() error { return e.Err }
 
 // A StartError says why a worker could not be started.
 type StartError struct {

@@ -58,15 +58,16 @@ func outcomeOf(err error) int {
 	}
 	var raised *RemoteError
 	var died *WorkerDied
+	var lost *ConnectionLost
 	switch {
-	case errors.As(err, &raised):
-		return outcomeRaised
-	case errors.As(err, &died):
+	case errors.As(err, &died), errors.As(err, &lost):
 		return outcomeDied
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return outcomeCancelled
 	case errors.Is(err, ErrQueueFull), errors.Is(err, ErrBreakerOpen), errors.Is(err, ErrShutdown):
 		return outcomeRefused
+	case errors.As(err, &raised):
+		return outcomeRaised
 	}
 	return outcomeOther
 }

@@ -37,7 +37,7 @@ func (r Restart) withDefaults() Restart {
 type policy struct {
 	restart  Restart
 	deaths   []time.Time // within the window
-	row      int         // deaths since a call last succeeded
+	row      int         // deaths since a call was answered last
 	openedAt time.Time   // zero: the breaker is closed
 }
 
@@ -66,12 +66,20 @@ func (p *policy) died(now time.Time) time.Time {
 	return now.Add(min(pause, p.restart.Longest))
 }
 
+// refusesUntil returns when workers are tried again; the zero time if calls are not refused.
+func (p *policy) refusesUntil() time.Time {
+	if p.openedAt.IsZero() {
+		return time.Time{}
+	}
+	return p.openedAt.Add(p.restart.BreakerFor)
+}
+
 // refuses tells whether calls are refused. Once the pause is over they wait for the worker that is tried.
 func (p *policy) refuses(now time.Time) bool {
 	return !p.openedAt.IsZero() && now.Sub(p.openedAt) < p.restart.BreakerFor
 }
 
-// proved says that a call succeeded: its worker is of use, so the breaker closes. True if it was open.
+// proved says that a call was answered: its worker is of use, so the breaker closes. True if it was open.
 func (p *policy) proved() bool {
 	wasOpen := !p.openedAt.IsZero()
 	p.row = 0

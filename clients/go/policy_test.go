@@ -3,8 +3,6 @@
 package atoll
 
 import (
-	"context"
-	"errors"
 	"testing"
 	"time"
 )
@@ -43,51 +41,5 @@ func TestDeathsOutsideTheWindowDoNotCount(t *testing.T) {
 			t.Fatal("the breaker opened")
 		}
 		now = now.Add(time.Minute)
-	}
-}
-
-func TestCallersAreServedInTheOrderTheyCame(t *testing.T) {
-	d := dispatcher{maxQueue: 3}
-	ctx := context.Background()
-	order := make(chan int, 3)
-	gaveUp, giveUp := context.WithCancel(ctx)
-	for i, its := range []context.Context{ctx, gaveUp, ctx} {
-		go func() {
-			if _, err := d.take(its); err == nil {
-				order <- i
-			} else {
-				order <- -1
-			}
-		}()
-		for d.queued() <= i {
-			time.Sleep(time.Millisecond)
-		}
-	}
-	if _, err := d.take(ctx); !errors.Is(err, ErrQueueFull) {
-		t.Errorf("a fourth one waits: %v", err)
-	}
-	giveUp()
-	if got := <-order; got != -1 {
-		t.Errorf("%d was served before there was anything", got)
-	}
-	w := new(worker)
-	for _, wanted := range []int{0, 2} {
-		d.put(w)
-		if got := <-order; got != wanted {
-			t.Errorf("%d was served, not %d", got, wanted)
-		}
-	}
-	go func() {
-		_, err := d.take(ctx)
-		if errors.Is(err, ErrShutdown) {
-			order <- -2
-		}
-	}()
-	for d.queued() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	d.refuse(ErrShutdown)
-	if got := <-order; got != -2 {
-		t.Error("who waits is not told of the end")
 	}
 }

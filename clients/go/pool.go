@@ -3,10 +3,12 @@
 package atoll
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,8 +28,13 @@ type Options struct {
 	SysPath      []string // folders that modules are imported from, beside the environment's
 	Environ      []string // more environment variables, as "NAME=value"
 
-	Workers        int           // how many there are (1); each answers one call at a time
-	MaxQueue       int           // callers that may wait for one (100,000)
+	Workers     int // how many there are (1)
+	Concurrency int // calls that each runs at a time, on threads of its own (1)
+	// MaxInFlight is how many calls are in progress at a time at most, in all workers; 0: as many as they run. One more
+	// waits for its turn, which comes in the order of arrival.
+	MaxInFlight int
+	// MaxQueue is how many calls may wait (100,000); one more gets ErrQueueFull at once. -1: none may wait.
+	MaxQueue       int
 	StartTimeout   time.Duration // for a worker to be ready (1 min)
 	HealthInterval time.Duration // between pings (10 s)
 	HealthTimeout  time.Duration // without a sign of life, after which a worker is killed (30 s)
@@ -36,6 +43,8 @@ type Options struct {
 	NoLane bool         // use sockets alone, not shared memory beside them
 	NoSpin bool         // sleep at once instead of polling for some microseconds
 	Logger *slog.Logger // slog.Default() if nil
+
+	socket string // of Dial
 }
 
 func (o *Options) complete() error {
@@ -50,6 +59,7 @@ func (o *Options) complete() error {
 		}
 	}
 	set(&o.Workers, 1)
+	set(&o.Concurrency, 1)
 	set(&o.MaxQueue, 100_000)
 	setTime(&o.StartTimeout, time.Minute)
 	setTime(&o.HealthInterval, 10*time.Second)
@@ -58,8 +68,18 @@ func (o *Options) complete() error {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if o.Workers < 1 || o.MaxQueue < 0 {
-		return fmt.Errorf("atoll: Workers is %d and MaxQueue %d; at least 1 and 0 are needed", o.Workers, o.MaxQueue)
+	for _, one := range []struct {
+		name         string
+		found, least int
+	}{
+		{"Workers", o.Workers, 1}, {"Concurrency", o.Concurrency, 1}, {"MaxInFlight", o.MaxInFlight, 0}, {"MaxQueue", o.MaxQueue, -1},
+	} {
+		if one.found < one.least {
+			return fmt.Errorf("atoll: Options.%s is %d; at least %d is needed", one.name, one.found, one.least)
+		}
+	}
+	if o.socket != "" {
+		return nil
 	}
 	if (o.Service == "") == (o.Module == "") {
 		return errors.New("atoll: one of Service, the path of a file, and Module, a name, must be given")
@@ -144,14 +164,17 @@ func (o *Options) load() map[string]any {
 	return map[string]any{"entry": entry, "sys_path": path, "log_level": level}
 }
 
-// A Pool is the workers of one service. Its methods may be called from any goroutine.
+// A Pool is the workers of one service, or the connections to one that somebody else runs. Its methods may be called from
+// any goroutine.
 type Pool struct {
 	options    Options
 	dispatcher dispatcher
 	metrics    metrics
 	mutex      sync.Mutex
 	policy     policy
-	unproven   atomic.Bool // a worker died since the last call that succeeded
+	start      func(context.Context, *Options) (*worker, error)
+	current    atomic.Pointer[worker] // the last that became ready
+	unproven   atomic.Bool            // a worker died since the last call that was answered
 	workers    sync.WaitGroup
 	closing    atomic.Bool
 	open       atomic.Int64 // calls
@@ -168,8 +191,13 @@ func Start(ctx context.Context, options Options) (*Pool, error) {
 	if err := options.complete(); err != nil {
 		return nil, err
 	}
-	p := &Pool{options: options, drained: make(chan struct{}), policy: policy{restart: options.Restart}}
-	p.dispatcher.maxQueue = options.MaxQueue
+	return open(ctx, options, startWorker)
+}
+
+func open(ctx context.Context, options Options, start func(context.Context, *Options) (*worker, error)) (*Pool, error) {
+	p := &Pool{options: options, drained: make(chan struct{}), policy: policy{restart: options.Restart}, start: start}
+	p.dispatcher.maxQueue = max(options.MaxQueue, 0)
+	p.dispatcher.maxInFlight = cmp.Or(options.MaxInFlight, math.MaxInt)
 	p.ending, p.endNow = context.WithCancel(context.Background())
 	starting, giveUp := context.WithCancel(ctx)
 	defer giveUp()
@@ -180,7 +208,7 @@ func Start(ctx context.Context, options Options) (*Pool, error) {
 	results := make(chan started, options.Workers)
 	for range options.Workers {
 		go func() {
-			w, err := p.start(starting)
+			w, err := p.startInTime(starting)
 			results <- started{w, err}
 		}()
 	}
@@ -198,7 +226,7 @@ func Start(ctx context.Context, options Options) (*Pool, error) {
 	}
 	if failure != nil {
 		for _, w := range workers {
-			w.kill()
+			w.others.kill()
 			<-w.exited
 			w.close()
 		}
@@ -207,17 +235,23 @@ func Start(ctx context.Context, options Options) (*Pool, error) {
 	}
 	for _, w := range workers {
 		p.workers.Add(1)
-		p.metrics.ready.Add(1)
-		p.dispatcher.put(w)
+		p.takeUp(w)
 		go p.supervise(w)
 	}
 	return p, nil
 }
 
-func (p *Pool) start(ctx context.Context) (*worker, error) {
+func (p *Pool) startInTime(ctx context.Context) (*worker, error) {
 	ctx, stop := context.WithTimeout(ctx, p.options.StartTimeout)
 	defer stop()
-	return startWorker(ctx, &p.options)
+	return p.start(ctx, &p.options)
+}
+
+// takeUp has a worker that is ready be given calls.
+func (p *Pool) takeUp(w *worker) {
+	p.metrics.ready.Add(1)
+	p.current.Store(w)
+	p.dispatcher.add(w)
 }
 
 // supervise keeps one worker alive until the pool ends.
@@ -237,7 +271,7 @@ func (p *Pool) supervise(w *worker) {
 			return
 		}
 		var err error
-		if w, err = p.start(p.ending); err != nil {
+		if w, err = p.startInTime(p.ending); err != nil {
 			if p.ending.Err() != nil {
 				return
 			}
@@ -246,8 +280,7 @@ func (p *Pool) supervise(w *worker) {
 			continue
 		}
 		p.metrics.restarts.Add(1)
-		p.metrics.ready.Add(1)
-		p.dispatcher.put(w)
+		p.takeUp(w)
 	}
 }
 
@@ -264,17 +297,24 @@ func (p *Pool) pause() bool {
 		p.dispatcher.refuse(ErrBreakerOpen)
 	}
 	p.mutex.Unlock()
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-p.ending.Done():
-		return false
+	for {
+		timer := time.NewTimer(time.Until(until))
+		select {
+		case <-timer.C:
+		case <-p.ending.Done():
+			timer.Stop()
+			return false
+		}
+		p.mutex.Lock()
+		// Another worker may have died meanwhile.
+		if until = p.policy.refusesUntil(); p.metrics.breaker.Load() == 0 || !time.Now().Before(until) {
+			break
+		}
+		p.mutex.Unlock()
 	}
-	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	if p.metrics.breaker.Load() == 1 && !p.policy.refuses(time.Now()) {
-		p.metrics.breaker.Store(0)
+	if p.metrics.breaker.Swap(0) == 1 {
+		p.options.Logger.Info("a worker is tried again; calls wait for it")
 		p.dispatcher.refuse(nil)
 	}
 	return true
@@ -298,8 +338,8 @@ func (p *Pool) watch(w *worker) {
 			return
 		case <-ticker.C:
 			if time.Since(time.Unix(0, w.pong.Load())) > p.options.HealthTimeout {
-				p.options.Logger.Error("a worker gives no sign of life, and is killed", "pid", w.pid)
-				w.kill()
+				p.options.Logger.Error("a worker gives no sign of life, and is given up", "pid", w.pid)
+				w.others.kill()
 				<-w.exited
 				return
 			}
@@ -311,15 +351,16 @@ func (p *Pool) watch(w *worker) {
 
 // Functions returns the names of what can be called, as an idle worker has them.
 func (p *Pool) Functions(ctx context.Context) ([]string, error) {
-	w, err := p.dispatcher.take(ctx)
+	c, err := p.take(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer p.dispatcher.put(w)
-	return w.about.Functions, nil
+	defer p.dispatcher.put(c)
+	return c.worker.about.Functions, nil
 }
 
-// Healthy returns nil if at least one worker is ready, or why calls would fail.
+// Healthy returns nil if at least one worker is ready, and a service at a socket says that it runs, as far as is known
+// since the last sign of life; or why calls would fail.
 func (p *Pool) Healthy() error {
 	if p.closing.Load() {
 		return ErrShutdown
@@ -329,6 +370,11 @@ func (p *Pool) Healthy() error {
 	}
 	if p.metrics.ready.Load() == 0 {
 		return errors.New("atoll: no worker is ready")
+	}
+	if w := p.current.Load(); w != nil {
+		if l, ok := w.others.(*link); ok {
+			return l.whyNot(w)
+		}
 	}
 	return nil
 }

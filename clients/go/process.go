@@ -27,20 +27,16 @@ const (
 )
 
 type process struct {
+	ends
 	command  *exec.Cmd
-	pid      int
-	control  *os.File
-	data     []*connection
 	lifeline [2]*os.File
 	stderr   *lineWriter
-	exited   chan struct{} // closed once it has ended and was reaped
-	status   string        // how it ended; to be read after that
-	mutex    sync.Mutex    // kill or reap, never both
+	mutex    sync.Mutex // kill or reap, never both
 	reaped   bool
 }
 
 func socketPair(kind int) (ours int, theirs *os.File, err error) {
-	pair, err := syscall.Socketpair(syscall.AF_UNIX, kind|syscall.SOCK_CLOEXEC, 0)
+	pair, err := closedOnExec(kind)
 	if err != nil {
 		return -1, nil, os.NewSyscallError("socketpair", err)
 	}
@@ -54,7 +50,7 @@ func socketPair(kind int) (ours int, theirs *os.File, err error) {
 
 // startProcess starts a worker; it greets over its first data connection when it is up.
 func startProcess(o *Options) (p *process, err error) {
-	p = &process{exited: make(chan struct{})}
+	p = &process{ends: ends{exited: make(chan struct{})}}
 	var theirs []*os.File
 	defer func() {
 		for _, file := range theirs {
@@ -102,26 +98,28 @@ func startProcess(o *Options) (p *process, err error) {
 	folder := o.WorkerFolder
 	arguments := []string{"-I", filepath.Join(folder, "__main__.py"),
 		strconv.Itoa(control), strconv.Itoa(lifeline), strconv.Itoa(descriptors), spin}
-	ours, file, err = socketPair(syscall.SOCK_STREAM)
-	if err != nil {
-		return nil, err
-	}
-	data := add(file)
-	laneNumber := -1
-	var fast *lane
-	if !o.NoLane {
-		var laneFile *os.File
-		if fast, laneFile, err = newLane(); err == nil {
-			laneNumber = add(laneFile)
+	for range o.Concurrency {
+		ours, file, err = socketPair(syscall.SOCK_STREAM)
+		if err != nil {
+			return nil, err
 		}
+		data := add(file)
+		laneNumber := -1
+		var fast *lane
+		if !o.NoLane {
+			var laneFile *os.File
+			if fast, laneFile, err = newLane(); err == nil {
+				laneNumber = add(laneFile)
+			}
+		}
+		c, err := newConnection(ours, fast)
+		if err != nil {
+			return nil, err
+		}
+		c.spin = !o.NoSpin
+		p.data = append(p.data, c)
+		arguments = append(arguments, fmt.Sprintf("%d:%d", data, laneNumber))
 	}
-	c, err := newConnection(ours, fast)
-	if err != nil {
-		return nil, err
-	}
-	c.spin = !o.NoSpin
-	p.data = append(p.data, c)
-	arguments = append(arguments, fmt.Sprintf("%d:%d", data, laneNumber))
 
 	p.command = exec.Command(o.Python, arguments...)
 	p.command.Env = o.environment()
@@ -158,9 +156,7 @@ func (p *process) reap() {
 		p.status = state.String()
 	}
 	p.closeLifeline()
-	for _, c := range p.data {
-		c.hangUp()
-	}
+	p.hangUp()
 	close(p.exited)
 }
 
@@ -182,21 +178,14 @@ func (p *process) kill() {
 	}
 }
 
+// letEnd closes the data connections: the worker tears its service down, and ends.
+func (p *process) letEnd() { p.hangUp() }
+
 func (p *process) closeLifeline() {
 	for _, file := range []*os.File{p.lifeline[1], p.lifeline[0]} {
 		if file != nil {
 			file.Close()
 		}
-	}
-}
-
-// close lets go of the connections; nobody uses them any more.
-func (p *process) close() {
-	if p.control != nil {
-		p.control.Close()
-	}
-	for _, c := range p.data {
-		c.close()
 	}
 }
 

@@ -27,19 +27,34 @@ const (
 type ready struct {
 	PID         int      `json:"pid"`
 	Functions   []string `json:"functions"`
-	Streams     []string `json:"streams"`
 	Cooperative bool     `json:"cooperative"`
+	MaxSize     int      `json:"max_size"`  // of a service at a socket: bytes of the largest request
+	InFlight    int      `json:"in_flight"` // and how many calls it runs at a time
 }
 
 type worker struct {
-	*process
+	*ends
+	others  others
 	about   ready
 	logger  *slog.Logger
 	phase   atomic.Value // string
+	state   atomic.Value // string: how a service at a socket says it is
 	pong    atomic.Int64 // nanoseconds since the epoch of the last sign of life
 	writing sync.Mutex   // of the control connection
 
-	isRemoved bool // the dispatcher's: it has ended, and is to be closed by who has it
+	// The dispatcher's:
+	inFlight  int  // its connections that callers have
+	isRemoved bool // it has ended, and is to be closed by the last who has one
+}
+
+func newWorker(others others, logger *slog.Logger) *worker {
+	w := &worker{ends: others.connections(), others: others, logger: logger}
+	w.phase.Store("start")
+	w.state.Store("")
+	for i, c := range w.data {
+		c.worker, c.index = w, uint32(i)
+	}
+	return w
 }
 
 // startWorker starts a process and has it load the service.
@@ -48,14 +63,13 @@ func startWorker(ctx context.Context, o *Options) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{process: p, logger: o.Logger.With("pid", p.pid)}
-	w.phase.Store("start")
+	w := newWorker(p, o.Logger.With("pid", p.pid))
 	go w.listen()
 	if err := w.load(ctx, o); err != nil {
 		if errors.Is(err, errClosed) {
-			err = w.died("")
+			err = p.lost(w, "")
 		}
-		w.kill()
+		p.kill()
 		<-w.exited
 		w.close()
 		return nil, err
@@ -63,17 +77,35 @@ func startWorker(ctx context.Context, o *Options) (*worker, error) {
 	return w, nil
 }
 
+// load has a worker load the service, and its further connections be served.
 func (w *worker) load(ctx context.Context, o *Options) error {
-	c := w.data[0]
+	for i, c := range w.data {
+		var what any
+		if i == 0 {
+			what = o.load()
+		}
+		if err := c.greet(ctx, what, &w.about); err != nil {
+			return w.notReady(err)
+		}
+	}
+	return nil
+}
+
+// greet has a connection be one that calls can be made on.
+func (c *connection) greet(ctx context.Context, load any, about *ready) error {
 	spin := c.spin
 	c.spin = false // an interpreter takes its time
 	defer func() { c.spin = spin }()
-	if err := c.send(kindHello, codecRaw, 0, append(make([]byte, headerSize), helloPayload()...)); err != nil {
+	payload, err := json.Marshal(load)
+	if err != nil {
+		return err
+	}
+	if err := c.send(ctx, kindHello, codecRaw, 0, append(make([]byte, headerSize), helloPayload()...)); err != nil {
 		return err
 	}
 	f, err := c.wait(ctx)
 	if err != nil {
-		return w.notReady(err)
+		return err
 	}
 	if f.kind != kindHello {
 		return protocolError("a frame of kind %d came where HELLO was due", f.kind)
@@ -81,26 +113,27 @@ func (w *worker) load(ctx context.Context, o *Options) error {
 	if err := checkHello(f.payload); err != nil {
 		return err
 	}
-	load, err := json.Marshal(o.load())
-	if err != nil {
-		return err
-	}
-	if err := c.send(kindLoad, codecJSON, 0, append(make([]byte, headerSize), load...)); err != nil {
+	if err := c.send(ctx, kindLoad, codecJSON, 0, append(make([]byte, headerSize), payload...)); err != nil {
 		return err
 	}
 	if f, err = c.wait(ctx); err != nil {
-		return w.notReady(err)
+		return err
 	}
 	switch {
 	case f.kind == kindReady && f.codec == codecJSON:
-		return json.Unmarshal(f.payload, &w.about)
+		if err := json.Unmarshal(f.payload, about); err != nil {
+			return protocolError("READY says nothing that can be read: %v", err)
+		}
+		return nil
+	case f.kind == kindReady && len(f.payload) == 0:
+		return nil
 	case f.kind == kindError && f.codec == codecJSON:
 		var report struct {
 			Phase, Text string
 			Error       RemoteError
 		}
 		if err := json.Unmarshal(f.payload, &report); err != nil {
-			return err
+			return protocolError("an error that is none came: %v", err)
 		}
 		return &StartError{Phase: report.Phase, Message: report.Error.Error(), Traceback: report.Text}
 	}
@@ -128,7 +161,7 @@ func (w *worker) listen() {
 			f, ok, err := reader.next()
 			if err != nil {
 				w.logger.Warn("the worker broke the rules of the wire", "error", err)
-				w.kill()
+				w.others.kill()
 				return
 			}
 			if !ok {
@@ -136,6 +169,7 @@ func (w *worker) listen() {
 			}
 			switch f.kind {
 			case kindPong:
+				w.state.Store(string(f.payload))
 				w.pong.Store(time.Now().UnixNano())
 			case kindPhase:
 				w.phase.Store(string(f.payload))
@@ -179,75 +213,74 @@ func (w *worker) say(kind byte, callID uint64, payload []byte) {
 
 func (w *worker) ping() { w.say(kindPing, 0, nil) }
 
-func (w *worker) cancel(callID uint64, force bool) {
-	payload := make([]byte, 5) // index of the data connection, and whether to interrupt
-	binary.LittleEndian.PutUint32(payload, 0)
+// cancelled is the payload of CANCEL.
+func cancelled(index uint32, force bool) []byte {
+	payload := make([]byte, 5)
+	binary.LittleEndian.PutUint32(payload, index)
 	if force {
 		payload[4] = 1
 	}
-	w.say(kindCancel, callID, payload)
+	return payload
 }
 
-// died waits for the end of a process that has closed its connection, and says how it ended.
-func (w *worker) died(phase string) error {
+// lost waits for the end of a process that has closed a connection.
+func (p *process) lost(w *worker, phase string) error {
 	select {
-	case <-w.exited:
+	case <-p.exited:
 	case <-time.After(endGrace):
-		w.kill()
-		<-w.exited
+		p.kill()
+		<-p.exited
 	}
 	if phase == "" {
 		phase = w.phase.Load().(string)
 	}
-	return &WorkerDied{PID: w.pid, Status: w.status, Phase: phase, Stderr: w.stderr.lines()}
+	return &WorkerDied{PID: p.pid, Status: p.status, Phase: phase, Stderr: p.stderr.lines()}
 }
 
-// end has the call in progress end: code that asks is told, then Cancelled is raised in it, then the worker is ended.
-// It returns whether the worker goes on serving.
-func (w *worker) end() bool {
-	c := w.data[0]
-	over := func(patience time.Duration) (bool, bool) {
-		ctx, stop := context.WithTimeout(context.Background(), patience)
-		defer stop()
-		_, err := c.answer(ctx)
-		var broken *ProtocolError
-		if errors.As(err, &broken) {
-			w.logger.Error("the worker broke the rules of the wire", "error", err)
-			w.kill()
-		}
-		return err == nil, err != nil && !errors.Is(err, context.DeadlineExceeded)
+// ended waits for the answer to a call that was given up. It returns whether it came, and whether none ever will.
+func (w *worker) ended(c *connection, patience time.Duration) (answered, broken bool) {
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
+	_, err := c.answer(ctx)
+	var against *ProtocolError
+	if errors.As(err, &against) {
+		w.logger.Error("the worker broke the rules of the wire", "error", err)
+		w.others.kill()
 	}
+	return err == nil, err != nil && !errors.Is(err, context.DeadlineExceeded)
+}
+
+// giveUp: code that asks is told, then Cancelled is raised in it, then the worker is ended.
+func (p *process) giveUp(w *worker, c *connection) bool {
 	steps := []time.Duration{cooperation, interruption, interruption}
 	for step, patience := range steps {
 		if step == 0 && !w.about.Cooperative {
 			continue
 		}
-		w.cancel(c.callID, step > 0)
-		if ended, broken := over(patience); ended || broken {
-			return ended
+		w.say(kindCancel, c.callID, cancelled(c.index, step > 0))
+		if answered, broken := w.ended(c, patience); answered || broken {
+			return answered
 		}
 	}
 	w.logger.Warn("a call does not let itself be cancelled; its worker is stopped")
-	w.signal(syscall.SIGTERM)
+	p.signal(syscall.SIGTERM)
 	select {
-	case <-w.exited:
+	case <-p.exited:
 	case <-time.After(termination):
-		w.kill()
+		p.kill()
 	}
 	return false
 }
 
 // stop lets the worker tear its service down, until ctx ends; then it is killed. It returns when it has ended.
 func (w *worker) stop(ctx context.Context) error {
-	for _, c := range w.data {
-		c.hangUp()
-	}
+	w.others.letEnd()
 	select {
 	case <-w.exited:
 		return nil
 	case <-ctx.Done():
 	}
-	w.kill()
+	w.others.kill()
 	<-w.exited
 	return fmt.Errorf("atoll: the worker (pid %d) did not end in time, and was killed: %w", w.pid, ctx.Err())
 }
