@@ -170,7 +170,7 @@ def test_what_there_is_is_said(place: Path) -> None:
     with Peer(place) as one:
         assert one.ready_kind == READY
         assert {"add", "count", "sleep"} <= set(one.about["functions"])
-        assert (one.about["service"], one.about["max_size"]) == ("calls", 1_000_000)
+        assert (one.about["service"], one.about["max_size"], one.about["in_flight"]) == ("calls", 1_000_000, 2)
         assert one.about["pid"] != one.call("pid"), "the service runs in processes of its own"
         assert one.ping() == "running"
 
@@ -201,6 +201,9 @@ def test_errors_of_functions_and_of_atoll_can_be_told_apart(place: Path) -> None
         died = one.error({"function": "die", "args": [7]})
         assert died["atoll"] == "WorkerDied"
         assert "last words" in died["message"]
+        told = died["died"]
+        assert (told["exit_code"], told["signal"], told["phase"]) == (7, None, "call")
+        assert told["stderr"] == ["last words"]
         assert one.call("add", 1, 1) == 2
 
 

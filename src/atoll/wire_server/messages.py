@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from atoll_worker.errors import AtollError, DecodeError, EncodeError, RemoteError
 from atoll_worker.json_codec import Codec
 
+from ..errors import WorkerDied
+
 
 class Request(NamedTuple):
     """A call that is asked for.
@@ -98,6 +100,8 @@ def describe_error(error: BaseException, own: str | None = None) -> dict[str, An
     }
     if isinstance(error, AtollError):
         described["atoll"] = own or type(error).__name__
+    if isinstance(error, WorkerDied):
+        described["died"] = {name: getattr(error, name) for name in ("pid", "exit_code", "signal", "phase", "stderr")}
     return described
 
 

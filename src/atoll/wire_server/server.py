@@ -197,11 +197,13 @@ class Server:
 
     def about(self) -> dict[str, Any]:
         """What READY says."""
+        spec = self.service.spec
         return {
             "pid": os.getpid(),
-            "service": self.service.spec.name,
+            "service": spec.name,
             "functions": sorted(self.names),
             "max_size": self.max_size,
+            "in_flight": spec.workers * spec.concurrency,
         }
 
 
