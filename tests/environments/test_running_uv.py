@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import subprocess
 import sys
+import sysconfig
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -206,3 +210,36 @@ def test_a_signal_that_ends_uv_is_named() -> None:
         "service 'mean': its packages cannot be resolved: uv was killed by SIGXFSZ; the resolver said before:\n"
         "Prepared 3 packages"
     )
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="sysconfig has a lock of its own from Python 3.12 on")
+def test_two_threads_that_are_the_first_to_look_find_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uv")
+    half_made, go_on = threading.Event(), threading.Event()
+    fill = sysconfig._init_posix  # type: ignore[attr-defined]
+
+    def fill_in_two_steps(variables: dict[str, object]) -> None:
+        half_made.set()
+        assert go_on.wait(60)
+        fill(variables)
+
+    monkeypatch.setattr(sysconfig, "_init_posix", fill_in_two_steps)
+    monkeypatch.setattr(sysconfig, "_CONFIG_VARS", None)  # as in a process that has just begun
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(find_uv)
+        assert half_made.wait(60)
+        second = threads.submit(find_uv)
+
+        def waits() -> bool:
+            frames = [frame for frame in sys._current_frames().values() if frame.f_code is find_uv.__code__]
+            return bool(frames)
+
+        # The second one has nothing to do but wait: it is seen there again and again, and comes no further.
+        seen = 0
+        while seen < 500 and not second.done():
+            seen = seen + 1 if waits() else 0
+            os.sched_yield()
+        came_to = second.exception() if second.done() else None
+        go_on.set()
+        assert came_to is None
+        assert first.result() == second.result()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,54 @@ def test_two_numpys_on_two_pythons_exchange_images(run: Run, write: Write) -> No
             assert image.dtype == np.float32
             assert image.shape == (2, 256, 256, 3)
             assert np.all(image == 1 - 0.25 ** (step + 1))
+
+    run(main)
+
+
+@pytest.mark.network  # its build backend comes from the index
+@pytest.mark.slow
+def test_a_dependency_from_a_git_repository_is_built(run: Run, write: Write, tmp_path: Path) -> None:
+    repository = tmp_path / "repo"
+    (repository / "src" / "gitted_tone").mkdir(parents=True)
+    (repository / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools>=64"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "gitted-tone"\nversion = "1.0"\n'
+    )
+    package = repository / "src" / "gitted_tone" / "__init__.py"
+
+    def git(*arguments: str) -> None:
+        said = ("-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "commit.gpgsign=false")
+        environ = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        subprocess.run(["git", *said, *arguments], cwd=repository, env=environ, check=True, capture_output=True)
+
+    git("init", "--quiet")
+    for version in ("v1.0", "v2.0"):
+        package.write_text(f"version = {version!r}\n")
+        git("add", ".")
+        git("commit", "--quiet", "-m", version)
+        git("tag", version)
+    pack = """
+        import gitted_tone
+        from atoll_worker import ExtensionBase
+
+        class Pack(ExtensionBase):
+            def version(self):
+                return gitted_tone.version, gitted_tone.__file__
+    """
+    manifest = "name: {name}\ndependencies: ['gitted-tone @ git+file://{repository}@v1.0']\n"
+    folder = write("gitted", pack, manifest.format(name="gitted", repository=repository))
+    # As the seed spells one: by its address alone.
+    newest = write("newest", pack, f"dependencies: ['git+file://{repository}']\n")
+
+    async def main(manager: ExtensionManager) -> None:
+        first, second = await manager.load_extension(folder), await manager.load_extension(newest)
+        assert first.version()[0] == "v1.0"
+        assert second.version()[0] == "v2.0"
+        assert first.version()[1] != second.version()[1]  # an environment each
+        with pytest.raises(atoll.EnvironmentError, match="absent-tag"):
+            await manager.load_extension(
+                ExtensionConfig("absent", folder, dependencies=[f"git+file://{repository}@absent-tag"])
+            )
 
     run(main)
 
