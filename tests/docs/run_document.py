@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import faulthandler
 import inspect
 import json
 import sys
@@ -19,7 +20,8 @@ from typing import Any
 
 
 def main() -> None:
-    """Run the program."""
+    """Run the program. If it hangs, say where, before whoever started it gives up."""
+    faulthandler.dump_traceback_later(150, exit=True)
     blocks = json.loads(Path(sys.argv[1]).read_text())
     program, report = sys.argv[2], Path(sys.argv[3])
     printed: dict[int, list[str]] = {}

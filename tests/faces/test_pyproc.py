@@ -436,6 +436,24 @@ def test_many_may_connect_while_a_call_runs(worker: Worker, caller: Caller, tmp_
             one.close()
 
 
+def test_as_many_may_connect_as_the_kernel_admits_though_nobody_accepts(worker: Worker, caller: Caller) -> None:
+    assert caller.call("echo", 1) == 1
+    admitted = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    count = min(600, admitted)
+    os.kill(worker.pid, signal.SIGSTOP)
+    callers: list[Caller] = []
+    try:
+        for number in range(count):
+            callers.append(worker.caller())
+            callers[-1].request("echo", number)
+        os.kill(worker.pid, signal.SIGCONT)
+        assert [one.reply()["body"] for one in callers] == list(range(count))
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+        for one in callers:
+            one.close()
+
+
 def test_callers_at_the_same_time_get_their_own_replies(worker: Worker) -> None:
     wrong: list[Any] = []
 
@@ -731,6 +749,31 @@ def test_it_ends_when_it_is_told_to(worker: Worker, tmp_path: Path, number: int,
     finally:
         for one in callers:
             one.close()
+
+
+def test_it_ends_when_another_thread_gets_the_signal(python: str, folder: Path) -> None:
+    """As when the signal reaches the main thread a moment before it goes to sleep: it sleeps on, and is to be woken."""
+    program = PROGRAM.replace(
+        "    run_worker()\n",
+        "    import signal, threading\n    threading.Thread(target=signal.pause, daemon=True).start()\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n    run_worker()\n",
+    )
+    with running(python, program, folder) as worker, worker.caller() as caller:
+        assert caller.call("later", {"seconds": 0.001}) == {"slept": 0.001}
+        assert worker.stop(signal.SIGINT) == 0
+        assert not Path(worker.path).exists()
+
+
+def test_a_wakeup_descriptor_of_the_programs_own_is_left_alone(python: str, folder: Path) -> None:
+    program = PROGRAM.replace(
+        "    run_worker()\n",
+        "    import signal, socket\n    one, two = socket.socketpair()\n    two.setblocking(False)\n"
+        "    signal.set_wakeup_fd(two.fileno())\n    run_worker()\n"
+        "    assert signal.set_wakeup_fd(-1) == two.fileno()\n    assert one.recv(1) == bytes([signal.SIGTERM])\n",
+    )
+    with running(python, program, folder) as worker, worker.caller() as caller:
+        assert caller.call("echo", 1) == 1
+        assert worker.stop(signal.SIGTERM) == 0, worker.stderr()
 
 
 def test_code_that_swallows_the_signal_is_its_workers_last(worker: Worker, caller: Caller, tmp_path: Path) -> None:

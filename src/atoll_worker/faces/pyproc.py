@@ -119,6 +119,7 @@ class _Signals:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._before: List[Tuple[int, Any]] = []
+        self._pipe: Tuple[int, ...] = ()
 
     def __enter__(self) -> None:
         import _signal
@@ -132,6 +133,22 @@ class _Signals:
             if before in ours:
                 self._before.append((number, before))
                 _signal.signal(number, self._stop)
+        self._have_main_thread_woken()
+
+    def _have_main_thread_woken(self) -> None:
+        """A signal may reach another thread, or this one a moment before it goes to sleep: then nothing else would
+        wake it."""
+        import _signal
+
+        before = _signal.set_wakeup_fd(-1)
+        if before != -1:  # the program's own
+            _signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+            return
+        self._pipe = os.pipe()
+        for fd in self._pipe:
+            os.set_blocking(fd, False)
+        _signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._server.wake_at(self._pipe[0])
 
     def _stop(self, number: int, frame: Any) -> None:
         server = self._server
@@ -146,3 +163,9 @@ class _Signals:
 
         for number, before in self._before:
             _signal.signal(number, before)
+        if self._pipe:
+            current = _signal.set_wakeup_fd(-1)
+            if current not in (-1, self._pipe[1]):
+                _signal.set_wakeup_fd(current)  # the program's own, since
+            for fd in self._pipe:
+                os.close(fd)

@@ -8,6 +8,7 @@ its own connection only; one thread at a time, which has the turn, comes in here
 
 from __future__ import annotations
 
+import os
 from _socket import (  # `socket` itself would import `enum`
     AF_UNIX,
     SHUT_RDWR,
@@ -115,6 +116,7 @@ class Connections:
         self.ready: Deque[Connection] = deque()
         self.is_accepting = True
         self._by_fd: Dict[int, Connection] = {}
+        self._waker = -1
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -129,6 +131,11 @@ class Connections:
         self._listener = listener
         self._poller.register(listener.fileno(), IN)
 
+    def wake_at(self, fd: int) -> None:
+        """Let ``poll`` return when this descriptor can be read, without waiting; what comes there says no more."""
+        self._waker = fd
+        self._poller.register(fd, IN)
+
     def handle(self, fd: int, event: int, is_during_call: bool) -> None:
         """Something happened at a descriptor.
 
@@ -141,6 +148,8 @@ class Connections:
         if connection is None:
             if fd == self._listener.fileno():
                 self._accept()
+            elif fd == self._waker:
+                self._be_woken()
             return
         if event & OUT and connection.unsent is not None:
             self.send(connection, connection.unsent)
@@ -151,6 +160,12 @@ class Connections:
         # With both directions closed, what was read to its end above is all there is.
         if event & BROKEN and connection.is_ended:
             self._drop(connection)
+
+    def _be_woken(self) -> None:
+        try:
+            os.read(self._waker, _CHUNK)
+        except OSError:
+            pass  # somebody was faster
 
     # -- coming ----------------------------------------------------------------------------------------------
 

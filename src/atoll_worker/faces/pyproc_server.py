@@ -108,6 +108,10 @@ class Server:
         if self.call.in_user_code or self._is_waiting:
             raise Stop("the worker was told to end")
 
+    def wake_at(self, fd: int) -> None:
+        """Wake the main thread when this descriptor, which does not block, can be read: so that it handles signals."""
+        self._connections.wake_at(fd)
+
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def serve(self, listener: socket, is_forgotten: Callable[[], bool]) -> None:
