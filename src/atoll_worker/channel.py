@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
+from _collections import deque  # type: ignore[import-not-found]  # `collections` takes milliseconds
 from _thread import RLock, allocate_lock, get_ident
-from collections import deque
 from time import monotonic
 
 from . import wire
@@ -32,7 +32,6 @@ from .errors import (
 )
 from .references import INVOKE, NO_CALL
 from .streams import MAX_BATCH, Outlet, is_iterator
-from .values import Decoder, Encoder, explain_unencodable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .json_codec import Codec
     from .loans import Loans
     from .references import Lending
+    from .values import Decoder, Encoder
     from .wire import Bytes
 
     Answer = Tuple[int, int, Bytes, Sequence[Bytes]]  # kind, codec, payload, buffers
@@ -113,14 +113,33 @@ class Channel:
         self.is_fork = False
         self._end_fork = end_fork
         self._interruption = interruption
-        self._encoder = Encoder(lending, loans)
-        self._encoder.announce = connection.announce
-        # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
-        self._decoder = Decoder(checked=False, side="the worker", lending=lending, loans=loans)
+        self._lending = lending
+        self._loans = loans
+        self._python_values: Optional[Tuple[Encoder, Decoder]] = None
         self._turn = RLock()  # held by whoever moves frames; it knows its owner, which an interruption makes us forget
         self._is_broken = False  # the host hung up on somebody who called back
         self._waiting: Deque[Any] = deque()  # locks of those whose answer must wait for that of a deeper call
         connection.before_deep_reply = self._wait_for_deeper
+
+    # Made for the first value: who calls in JSON never needs them, nor what takes milliseconds to import for them.
+
+    @property
+    def _encoder(self) -> Encoder:
+        return (self._python_values or self._make_values())[0]
+
+    @property
+    def _decoder(self) -> Decoder:
+        return (self._python_values or self._make_values())[1]
+
+    def _make_values(self) -> Tuple[Encoder, Decoder]:
+        from .values import Decoder, Encoder
+
+        encoder = Encoder(self._lending, self._loans)
+        encoder.announce = self.connection.announce
+        # What the host sends is not checked opcode by opcode: it decides what runs here anyway.
+        decoder = Decoder(checked=False, side="the worker", lending=self._lending, loans=self._loans)
+        self._python_values = encoder, decoder
+        return encoder, decoder
 
     @property
     def call_number(self) -> int:
@@ -150,8 +169,7 @@ class Channel:
     def _serve(self) -> None:
         receive = self.connection.receive_call
         reply = self.connection.reply
-        decode = self._decoder.decode
-        encoder = self._encoder
+        decode: Optional[Callable[..., Any]] = None
         functions = self.functions
         pickle = wire.PICKLE
         result_kind = wire.RESULT
@@ -167,6 +185,8 @@ class Channel:
             if codec != pickle:
                 self._reply(*self._answer_json(payload))
                 continue
+            if decode is None:
+                encoder, decode = self._encoder, self._decoder.decode
             try:
                 name, args, kwargs = decode(payload, buffers, _CALL_LABELS)
                 function = functions[name]
@@ -296,6 +316,8 @@ class Channel:
         """The result cannot be encoded; looking for the reason runs code of its class, which may do anything."""
         self._encoder.take_back()  # should it only have been too large for a frame
         try:
+            from .values import explain_unencodable
+
             message = str(explain_unencodable(error, (("result", result),)))
         except BaseException as strange:
             message = f"result cannot be passed, nor can it be said why: {type(strange).__name__}"
@@ -497,6 +519,8 @@ class Channel:
         except Exception as error:
             if function == INVOKE:  # what the user passed, not what carries it
                 args, kwargs = args[2], args[3]
+            from .values import explain_unencodable
+
             raise explain_unencodable(error, (("args", args), ("kwargs", kwargs))) from None
         finally:
             encoder.for_arguments(False)
@@ -578,6 +602,8 @@ def _own_frames(error: BaseException) -> int:
 
 def can_cross(value: object) -> bool:
     """Whether a part of an error can be encoded, and is small enough to be passed along."""
+    from .values import Encoder
+
     try:
         encoder = Encoder()
         size = len(encoder.encode(value)) + sum(view.nbytes for view in encoder.take_buffers())

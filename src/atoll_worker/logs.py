@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import sys
-from _pickle import dumps
 from _thread import _local
 
 TYPE_CHECKING = False
@@ -231,6 +230,8 @@ def describe(record: LogRecord) -> bytes:
     Level, its name, logger, time in seconds since the epoch, thread, message, text of the exception and of the stack,
     file, line, function.
     """
+    from _pickle import dumps  # it imports others, and takes milliseconds
+
     return dumps(
         (
             int(record.levelno),

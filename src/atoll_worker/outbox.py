@@ -7,9 +7,9 @@ somebody is sending just now: perhaps the very thread that the finalizer runs on
 
 from __future__ import annotations
 
+from _collections import deque  # type: ignore[import-not-found]  # `collections` takes milliseconds
 from _socket import MSG_DONTWAIT
 from _thread import allocate_lock
-from collections import deque
 
 from . import wire
 

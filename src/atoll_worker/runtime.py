@@ -32,7 +32,6 @@ from .service import (
     run_to_end,
     table_of_module,
 )
-from .values import Decoder, Encoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,8 +131,6 @@ class Runtime:
         self._loans_lock = allocate_lock()
         self.table = FunctionTable()
         self.lending = WorkerLending(control.outbox.release)
-        self._encoder = Encoder()
-        self._decoder = Decoder(checked=False, side="the worker")
         self._json: Optional[Codec] = None  # where the host is a program in another language
         self._functions: Dict[str, Callable[..., Any]] = {}
         self._loop: Optional[completion.Loop] = None
@@ -259,7 +256,9 @@ class Runtime:
         connection.send(wire.HELLO, wire.RAW, wire.hello())
         frame = connection.receive()
         if frame.codec != wire.JSON:
-            return self._decoder.decode(frame.payload, frame.buffers)
+            from .values import Decoder
+
+            return Decoder(checked=False, side="the worker").decode(frame.payload, frame.buffers)
         # Always the same one: what LOAD, READY and LOG consist of is known, and importing another would take longer.
         from .json_codec import STANDARD, Codec
 
@@ -271,12 +270,16 @@ class Runtime:
         if self._json is not None:
             connection.send(kind, wire.JSON, self._json.encode(said, "the report"))
         else:
-            payload = self._encoder.encode(said)
-            connection.send(kind, wire.PICKLE, payload, self._encoder.take_buffers())
+            from .values import Encoder
+
+            encoder = Encoder()
+            connection.send(kind, wire.PICKLE, encoder.encode(said), encoder.take_buffers())
 
     def _send_record(self, call_id: int, payload: bytes) -> None:
         if self._json is not None:
             # On whatever thread: with a decoder of its own.
+            from .values import Decoder
+
             payload = self._json.encode(Decoder(checked=False, side="the worker").decode(payload), "record")
         self.control.outbox.send(wire.LOG, call_id, payload)
 

@@ -67,7 +67,7 @@ def main(argv: List[str]) -> Optional[List[str]]:
         in a child that was forked, the arguments for ``runtime.main``; None in the template itself, at its end.
     """
     # Not above: the host imports this module for its numbers. The workers are to have it from the start.
-    from . import runtime
+    from . import runtime, values  # noqa: F401 - `values` is what a worker imports for its first one
 
     control_fd, lifeline_fd = (runtime.out_of_reach(int(text)) for text in argv[:2])
     lifeline.hold(lifeline_fd)
