@@ -13,7 +13,8 @@ import (
 )
 
 // Connections to a service that somebody else runs, and that listens at a socket; see "A service at a socket" in
-// docs/wire.md. One is for signs of life alone: its end is that of all of them.
+// docs/wire.md. One is for signs of life alone: when it ends, no call is begun on the others any more, and new ones are
+// made. A call in progress goes on: a service that ends in order still answers it.
 
 type link struct {
 	ends
@@ -94,22 +95,27 @@ func startLink(ctx context.Context, o *Options) (w *worker, err error) {
 	w.about = about
 	go func() {
 		w.listen() // until its end
-		l.kill()
+		l.retire()
 	}()
 	w.ping()
 	return w, nil
 }
 
-// kill ends all connections; the service goes on.
-func (l *link) kill() {
+// retire has no more calls begun.
+func (l *link) retire() {
 	l.once.Do(func() {
 		l.status = "connection closed"
-		if raw, err := l.control.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
-		}
-		l.hangUp()
 		close(l.exited)
 	})
+}
+
+// kill ends all connections; the service goes on.
+func (l *link) kill() {
+	l.retire()
+	if raw, err := l.control.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
+	}
+	l.hangUp()
 }
 
 func (l *link) letEnd() { l.kill() }
@@ -131,7 +137,7 @@ func (l *link) giveUp(w *worker, c *connection) bool {
 }
 
 func (l *link) lost(*worker, string) error {
-	l.kill()
+	l.retire()
 	return &ConnectionLost{Path: l.path, Err: errClosed}
 }
 

@@ -475,13 +475,22 @@ def test_where_no_socket_can_be(tmp_path: Path, what: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_calls_in_progress_come_to_their_end(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "s.sock"
-    with serving(path) as process, Peer(path) as busy, Peer(path) as idle, Peer(path) as streaming:
+    with (
+        serving(path) as process,
+        Peer(path) as busy,
+        Peer(path) as idle,
+        Peer(path) as streaming,
+        Peer(path) as called,
+    ):
+        assert called.call("add", 1, 1) == 2
         stream = streaming.call("count", 3, stream=True)
-        busy.send({"function": "sleep", "args": [0.5]})
+        busy.send({"function": "sleep", "args": [1]})
         busy.ping()
         process.send_signal(number)
         assert idle.is_ended()
         assert not path.exists(), "nobody else can come"
+        assert called.error({"function": "add", "args": [1, 1]})["atoll"] == "ServiceClosed", "for a moment"
+        assert called.is_ended()
         assert busy.answer() == (RESULT, "slept")
         assert busy.is_ended()
         assert streaming.error({"function": "add", "args": [1, 1]})["atoll"] == "ServiceClosed"

@@ -69,6 +69,11 @@ class Serving:
         return self._conversation.state in (wire.IDLE, wire.CALLING)
 
     @property
+    def has_called(self) -> bool:
+        """Whether there was a call, or is one."""
+        return self._conversation.call_id > 0
+
+    @property
     def is_calling(self) -> bool:
         """Whether a call is in progress."""
         return self._conversation.state == wire.CALLING

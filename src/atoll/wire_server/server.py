@@ -50,6 +50,10 @@ _READING = 60.0
 _MAX_BATCH = 4096
 _CLOSING = 5.0
 
+# Seconds that clients get to see the end of a connection that they listen at, before others are closed on which they may
+# be sending a call: for so long such a call is refused, with a reason.
+_LINGER = 0.25
+
 # What is called of a stream.
 NEXT, CLOSE = "__next__", "__close__"
 
@@ -163,14 +167,19 @@ class Server:
 
     async def _end(self, grace: float) -> bool:
         """Let calls come to their end; true if some were given up."""
-        until = asyncio.get_running_loop().time() + grace
+        loop = asyncio.get_running_loop()
+        until, linger = loop.time() + grace, loop.time() + _LINGER
         for connection in list(self.connections):
-            connection.end_when_idle()
+            if not connection.has_called:
+                connection.end_when_idle()
         while self.connections and len(self._signals) < 2:
-            left = until - asyncio.get_running_loop().time()
-            if left <= 0:
+            now = loop.time()
+            if now >= until:
                 break
-            await self._next_change(left)
+            if now >= linger:
+                for connection in list(self.connections):
+                    connection.end_when_idle()
+            await self._next_change(min(until, linger if now < linger else until) - now)
         cut = any(connection.is_busy for connection in self.connections)
         for connection in list(self.connections):
             connection.abort()
@@ -302,6 +311,11 @@ class Connection(asyncio.BufferedProtocol):
     def is_busy(self) -> bool:
         """Whether a call is in progress, or a stream was not read to its end."""
         return self._task is not None or bool(self._streams)
+
+    @property
+    def has_called(self) -> bool:
+        """Whether its client ever did."""
+        return self._serving.has_called
 
     def end_when_idle(self) -> None:
         """Take no more calls, and end when there is nothing in progress."""
