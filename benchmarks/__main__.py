@@ -23,6 +23,8 @@ from benchmarks.comparison import QUICK, Comparison, Effort, compare
 from benchmarks.contender import ROOT
 from benchmarks.environment import make_environment
 from benchmarks.figures import collect_figures
+from benchmarks.go_figures import REQUIREMENTS as GO_REQUIREMENTS
+from benchmarks.go_figures import measure_go
 from benchmarks.machine import describe_machine
 from benchmarks.pooling import measure_pool
 from benchmarks.pyproc_figures import measure_pyproc
@@ -31,7 +33,7 @@ from benchmarks.starting import BUILD
 from benchmarks.startup import measure_startup
 from benchmarks.zero_copying import REQUIREMENTS, measure_zero_copy
 
-STARTUP, POOL, ZERO_COPY, PYPROC = GROUPS = "startup", "pool", "zero_copy", "pyproc"
+STARTUP, POOL, ZERO_COPY, PYPROC, GO = GROUPS = "startup", "pool", "zero_copy", "pyproc", "go"
 STARTUP_RUNS, QUICK_STARTUP_RUNS = 40, 5
 
 
@@ -92,6 +94,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     wanted = [requirement for entry in entries for requirement in entry.requirements]
     if not options.only or ZERO_COPY in options.only:
         wanted += REQUIREMENTS
+    if not options.only or GO in options.only:
+        wanted += GO_REQUIREMENTS
     python, missing = make_environment(BUILD / "bench-venv", wanted)
     machine = describe_machine(python)
     begin = time.monotonic()
@@ -117,6 +121,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         results["zero_copy"] = measure_zero_copy(python, options.quick, progress)
     if not options.only or PYPROC in options.only:
         results["pyproc"] = measure_pyproc(python, options.quick, progress)
+    if not options.only or GO in options.only:
+        results["go"] = measure_go(python, options.quick, progress)
     results["seconds"] = round(time.monotonic() - begin, 1)
     results["figures"] = [{**asdict(figure), "met": figure.met} for figure in collect_figures(results)]
     write(results, options.output, python)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.figure import Figure
+from benchmarks.go_figures import go_figures
 from benchmarks.pool_figures import pool_figures
 from benchmarks.pyproc_figures import pyproc_figures
 from benchmarks.zero_copy_figures import zero_copy_figures
@@ -80,7 +81,7 @@ def collect_figures(results: dict[str, Any]) -> list[Figure]:
     ]
     figures += _startup_figures(results.get("startup", {}))
     figures += pool_figures(results.get("pool", {})) + zero_copy_figures(results.get("zero_copy", {}))
-    return figures + pyproc_figures(results.get("pyproc", {}))
+    return figures + pyproc_figures(results.get("pyproc", {})) + go_figures(results.get("go", {}))
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contender import ROOT
+from benchmarks.go_figures import render_go
 from benchmarks.markdown import table
 from benchmarks.zero_copy_report import render_zero_copy
 
@@ -42,7 +43,7 @@ def render(results: dict[str, Any], plot: str | None = None) -> str:
     if plot is not None and results["contenders"]:
         parts.append(f"![Small call, p50 and p99 of every contender]({plot})")
     parts += [_left_out(results["left_out"]), _busy(results["contenders"])]
-    parts += [render_zero_copy(results.get("zero_copy", {})), _machine(results)]
+    parts += [render_go(results.get("go", {})), render_zero_copy(results.get("zero_copy", {})), _machine(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
