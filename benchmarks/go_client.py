@@ -31,8 +31,9 @@ RUN_SECONDS = 500.0
 
 
 def find_go() -> str | None:
-    """The ``go`` command beside this interpreter, else on PATH; None where there is none."""
-    return shutil.which("go", path=str(Path(sys.executable).parent)) or shutil.which("go")
+    """The ``go`` command beside this interpreter, else in the build folder, else on PATH; None where there is none."""
+    folders = os.pathsep.join((str(Path(sys.executable).parent), str(BUILD / "go" / "bin")))
+    return shutil.which("go", path=folders) or shutil.which("go")
 
 
 def compile_program(go: str, folder: Path) -> Path:
