@@ -174,3 +174,10 @@ def test_a_result_fills_a_frame_to_the_last_byte_and_no_further() -> None:
 def test_errors_are_cut_and_survive_what_is_no_text() -> None:
     assert len(b"".join(write_error(1, "x" * 50_000_000, CODEC))) < 30_000
     assert json.loads(write_error(1, "half \ud800 a pair", CODEC)[0][4:])["error"] == "half \\ud800 a pair"
+
+
+def test_an_id_that_leaves_no_room_is_not_sent_back() -> None:
+    for size, number in ((MAX_FRAME - 1_000, "i" * (MAX_FRAME - 1_000)), (MAX_FRAME - 30, 0)):
+        (frame,) = write_error("i" * size, "ValueError: no", CODEC)
+        assert len(frame) <= MAX_FRAME + 4
+        assert json.loads(frame[4:]) == {"id": number, "ok": False, "error": "ValueError: no"}

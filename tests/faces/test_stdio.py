@@ -227,6 +227,7 @@ def test_a_result_that_is_no_object(run: Run, result: Any) -> None:
         (b"[1, 2]", "ValueError", "a JSON array, expected one JSON object"),
         (b"null", "ValueError", "a JSON null, expected"),
         (b'{"a": NaN}', "ValueError", "NaN, which is not JSON"),
+        (b'{"a": [1, -1e999]}', "ValueError", "standard input['a'][1] is a number that is too large"),
         (b'{"a": "\xff"}', "ValueError", "not UTF-8"),
         (b"[" * 100_000, "ValueError", "nested too deeply"),
     ],
@@ -341,6 +342,33 @@ def test_an_interruption_is_answered(python: str, tmp_path: Path) -> None:
         answer = json.loads(process.stdout.read())
         assert process.wait(20) == 1
     assert answer["error_type"] == "KeyboardInterrupt"
+
+
+def test_an_interruption_of_who_waits_for_the_end_of_the_input(python: str, tmp_path: Path) -> None:
+    file = tmp_path / "my_service.py"
+    file.write_text(program(ECHO))
+    with subprocess.Popen(
+        [python, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"a": ')
+        until(lambda: _bytes_in(process.stdin) == 0, what="the service to read")
+        process.send_signal(signal.SIGINT)
+        answer = json.loads(process.stdout.read())
+        assert process.wait(20) == 1
+        assert (answer["error_type"], answer["context"]) == ("KeyboardInterrupt", "Unexpected error")
+
+
+def _bytes_in(pipe: Any) -> int:
+    """Bytes of a pipe that nobody has read yet."""
+    import array
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, count)
+    return count[0]
 
 
 @pytest.mark.parametrize(

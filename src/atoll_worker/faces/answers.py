@@ -143,7 +143,7 @@ def _not_finite(value: Any, label: str) -> Any:
             seen.add(id(one))
             pairs = one.items() if isinstance(one, dict) else enumerate(one)
             waiting += reversed([(part, f"{path}[{key!r:.100}]") for key, part in pairs])
-    return None  # pragma: no cover
+    return None
 
 
 def _has_not_finite(value: Any) -> bool:
@@ -207,6 +207,9 @@ def read_params(text: Union[bytes, str]) -> Dict[str, Any]:
         raise ValueError("standard input is nested too deeply") from None
     if not isinstance(params, dict):
         raise ValueError(f"standard input is a JSON {_kind(params)}, expected one JSON object")
+    found = _not_finite(params, "standard input")
+    if found:
+        raise ValueError(f"{found[0]} is a number that is too large")
     return params
 
 

@@ -244,5 +244,7 @@ def write_error(request_id: Any, error: str, codec: Codec) -> List[bytes]:
     try:
         payload = codec.encode({"id": request_id, "ok": False, "error": error})
     except Exception:  # an id that can be read, and not be written
+        payload = b""
+    if not 0 < len(payload) <= MAX_FRAME:  # one that leaves no room for anything else
         payload = codec.encode({"id": 0, "ok": False, "error": error})
     return [len(payload).to_bytes(4, "big") + payload]

@@ -129,7 +129,7 @@ class ServiceBase(Service):
             from ..channel import describe_raised
 
             described = describe_raised(error)
-            if context is None:
+            if context is None or not isinstance(error, ValueError):  # an interruption while it was being read
                 context = answers.context_of(error)
             seconds = perf_counter() - began
             return answers.failed(described["message"], described["type"], context, described["text"], seconds)
