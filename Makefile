@@ -3,6 +3,8 @@
 # What they install goes into .venv and .build; `make clean` removes both.
 
 PYTHON ?= python3
+# How many processes share the tests out among them, file by file.
+JOBS ?= 2
 BIN := .venv/bin
 UV := .build/uv/bin/uv
 
@@ -45,10 +47,10 @@ demo: .build/demo.ready
 	@$(BIN)/python examples/photo/demo.py
 
 test: .build/test.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: .build/test.ready
-	$(BIN)/python -m pytest -m "not slow and not stress and not network"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not stress and not network"
 
 bench: .build/test.ready
 	$(BIN)/python -m benchmarks
