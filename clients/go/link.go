@@ -125,12 +125,15 @@ func (l *link) giveUp(w *worker, c *connection) bool {
 	ctx, stop := context.WithTimeout(context.Background(), endGrace)
 	defer stop()
 	frame := append(make([]byte, headerSize), cancelled(0, true)...)
-	if c.send(ctx, kindCancel, codecRaw, c.callID, frame) != nil {
-		l.kill()
-		return false
+	broken := c.send(ctx, kindCancel, codecRaw, c.callID, frame) == errClosed
+	answered := false
+	if !broken {
+		answered, broken = w.ended(c, endGrace)
 	}
-	answered, _ := w.ended(c, endGrace)
-	if !answered {
+	switch {
+	case broken: // the others may be answered still
+		l.retire()
+	case !answered:
 		l.kill()
 	}
 	return answered

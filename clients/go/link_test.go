@@ -288,13 +288,12 @@ func TestTheBreakerOpensWhileAServiceIsAway(t *testing.T) {
 func TestAServiceThatEndsInOrderAnswersFirst(t *testing.T) {
 	path := place(t)
 	service := serve(t, path)
-	p, ctx := linked(t, path, func(o *Options) { o.MaxInFlight = 2 })
+	p, ctx := linked(t, path, nil)
 	result := make(chan error, 1)
-	go func() { result <- p.Call(ctx, "sleep", 1, nil) }()
-	until(t, "the only worker to be busy", func() bool {
-		short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
-		defer stop()
-		return errors.Is(p.Call(short, "add", Args{1, 1}, nil), context.DeadlineExceeded)
+	go func() { result <- p.Call(ctx, "sleep", Args{0.5, path + ".mark"}, nil) }()
+	until(t, "the call", func() bool {
+		_, err := os.Stat(path + ".mark")
+		return err == nil
 	})
 	service.end(syscall.SIGTERM)
 	if err := <-result; err != nil {

@@ -436,3 +436,250 @@ func TestNoOrphans(t *testing.T) {
 		return err != nil || strings.Contains(string(state), ") Z ")
 	})
 }
+
+func TestAWorkerRunsSeveralCallsAtATime(t *testing.T) {
+	p, ctx := start(t, func(o *Options) { o.Concurrency = 3 })
+	pid := must2(Call[int](ctx, p, "pid", nil))(t)
+	began := make(chan struct{})
+	its, giveUp := context.WithCancel(ctx)
+	given := make(chan error, 1)
+	kept := make(chan error, 1)
+	go func() {
+		close(began)
+		given <- p.Call(its, "until_cancelled", nil, nil)
+	}()
+	<-began
+	other, letGo := context.WithCancel(ctx)
+	defer letGo()
+	go func() { kept <- p.Call(other, "until_cancelled", nil, nil) }()
+	until(t, "two calls", func() bool { return p.open.Load() == 2 })
+	if sum := must2(Call[int](ctx, p, "add", Args{1, 1}))(t); sum != 2 {
+		t.Error("a third one is not served beside them")
+	}
+	giveUp()
+	if err := <-given; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	until(t, "the end of the one that was given up", func() bool {
+		return len(must2(Call[[]string](ctx, p, "ended", nil))(t)) == 1
+	})
+	select {
+	case err := <-kept:
+		t.Errorf("the other one ended, too: %v", err)
+	default:
+	}
+	letGo()
+	if err := <-kept; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if now := must2(Call[int](ctx, p, "pid", nil))(t); now != pid {
+		t.Error("its worker was ended for it")
+	}
+}
+
+func TestOnlySoManyCallsAreInFlight(t *testing.T) {
+	p, ctx := start(t, func(o *Options) { o.Workers, o.MaxInFlight, o.MaxQueue = 3, 2, 1 })
+	its, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	results := make(chan error, 3)
+	for range 2 {
+		go func() { results <- p.Call(its, "sleep", 1000, nil) }()
+	}
+	until(t, "two calls in flight", func() bool {
+		p.dispatcher.mutex.Lock()
+		defer p.dispatcher.mutex.Unlock()
+		return p.dispatcher.inFlight == 2
+	})
+	go func() { results <- p.Call(its, "sleep", 1000, nil) }()
+	until(t, "one that waits", func() bool { return p.dispatcher.queued() == 1 })
+	if err := p.Call(ctx, "add", Args{1, 1}, nil); !errors.Is(err, ErrQueueFull) {
+		t.Errorf("a fourth one: %v", err)
+	}
+	var text bytes.Buffer
+	if err := p.WriteMetrics(&text); err != nil || !strings.Contains(text.String(), "atoll_calls_waiting 1\n") ||
+		!strings.Contains(text.String(), `atoll_calls_total{outcome="refused"} 1`) {
+		t.Errorf("%v in\n%s", err, text.String())
+	}
+	giveUp()
+	for range 3 {
+		if err := <-results; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if sum := must2(Call[int](ctx, p, "add", Args{1, 1}))(t); sum != 2 {
+		t.Error("places are lost")
+	}
+}
+
+func TestOptionsThatAreWrong(t *testing.T) {
+	for name, change := range map[string]func(*Options){
+		"Workers":      func(o *Options) { o.Workers = -1 },
+		"Concurrency":  func(o *Options) { o.Concurrency = -1 },
+		"MaxInFlight":  func(o *Options) { o.MaxInFlight = -1 },
+		"MaxQueue":     func(o *Options) { o.MaxQueue = -2 },
+		"Service":      func(o *Options) { o.Service = "" },
+		"interpreter":  func(o *Options) { o.Python = "no-such-python" },
+		"atoll_worker": func(o *Options) { o.WorkerFolder = "/nowhere" },
+	} {
+		o := options(t)
+		change(&o)
+		if _, err := Start(context.Background(), o); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// A pause that ends lets one worker be tried. If that dies, too, calls are refused again, at once; if it answers, the
+// pauses begin anew.
+func TestTheBreakerOfASingleWorkerIsHalfOpenForATrial(t *testing.T) {
+	p, ctx := start(t, func(o *Options) {
+		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 3, BreakerFor: 200 * time.Millisecond}
+	})
+	var died *WorkerDied
+	deaths := 0
+	dies := func() bool {
+		err := p.Call(ctx, "die", 3, nil)
+		if errors.As(err, &died) {
+			deaths++
+		}
+		return errors.Is(err, ErrBreakerOpen)
+	}
+	until(t, "the breaker", dies)
+	if deaths != 3 {
+		t.Errorf("it took %d deaths", deaths)
+	}
+	for trial := range 2 {
+		until(t, "a trial", func() bool { dies(); return deaths == 4+trial })
+		until(t, "its end to be seen", func() bool { return p.metrics.breaker.Load() == 1 })
+		if err := p.Call(ctx, "add", Args{1, 1}, nil); !errors.Is(err, ErrBreakerOpen) {
+			t.Errorf("after trial %d: %v", trial, err)
+		}
+		if p.Healthy() == nil {
+			t.Error("it is healthy")
+		}
+	}
+	var raised *RemoteError
+	until(t, "one that answers, be it with an error", func() bool { return errors.As(p.Call(ctx, "fail", "no", nil), &raised) })
+	if err := p.Call(ctx, "die", 3, nil); !errors.As(err, &died) {
+		t.Errorf("got %v", err)
+	}
+	if sum := must2(Call[int](ctx, p, "add", Args{1, 1}))(t); sum != 2 { // waits for the next one, which is not long
+		t.Error("one more death opens it again")
+	}
+}
+
+func TestACallCanBeGivenUpWhileItIsSent(t *testing.T) {
+	p, ctx := start(t, nil)
+	pid := must2(Call[int](ctx, p, "pid", nil))(t)
+	text := strings.Repeat("x", 20_000_000)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	short, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer stop()
+	began := time.Now()
+	if err := p.Call(short, "size", text, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > patient/2 {
+		t.Errorf("that took %v", took)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	// What was left of the request is sent all the same, so the worker is of use.
+	if now := must2(Call[int](ctx, p, "pid", nil))(t); now != pid {
+		t.Error("its worker was ended for it")
+	}
+	if length := must2(Call[int](ctx, p, "size", text))(t); length != len(text) {
+		t.Errorf("%d characters arrived", length)
+	}
+}
+
+// No call of those that have the time fails for the end of another's context.
+func TestNoCallFailsForItsContext(t *testing.T) {
+	p, ctx := start(t, func(o *Options) { o.Workers = 2 })
+	count := 5000
+	if testing.Short() {
+		count = 500
+	}
+	call := func(i int) error {
+		its, cancel := context.WithTimeout(ctx, patient)
+		defer cancel()
+		sum, err := Call[int](its, p, "add", Args{i, 1})
+		if err == nil && sum != i+1 {
+			err = fmt.Errorf("%d + 1 is %d", i, sum)
+		}
+		return err
+	}
+	var group sync.WaitGroup
+	for range 4 {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for i := range count {
+				if err := call(i); err != nil {
+					t.Errorf("call %d: %v", i, err)
+					return
+				}
+			}
+		}()
+	}
+	group.Wait()
+	var text bytes.Buffer
+	_ = p.WriteMetrics(&text)
+	if !strings.Contains(text.String(), fmt.Sprintf("atoll_calls_total{outcome=\"ok\"} %d\n", 4*count)) {
+		t.Errorf("there are failures in\n%s", text.String())
+	}
+}
+
+func TestCallsAreServedInTheOrderTheyCame(t *testing.T) {
+	p, ctx := start(t, nil)
+	its, giveUp := context.WithCancel(ctx)
+	blocking := make(chan error, 1)
+	go func() { blocking <- p.Call(its, "sleep", 1000, nil) }()
+	until(t, "the worker to be busy", p.dispatcher.isTaken)
+	order := make(chan int, 20)
+	for i := range 20 {
+		go func() {
+			if err := p.Call(ctx, "add", Args{i, 1}, nil); err != nil {
+				t.Error(err)
+			}
+			order <- i
+		}()
+		until(t, "its place in the line", func() bool { return p.dispatcher.queued() == i+1 })
+	}
+	giveUp()
+	<-blocking
+	last := -1
+	for range 20 {
+		// Two that were served in turn may be told of by their goroutines the other way round.
+		if got := <-order; got < last-2 {
+			t.Errorf("%d was served after %d", got, last)
+		} else {
+			last = max(last, got)
+		}
+	}
+}
+
+func TestAWorkerThatCannotBeStartedAgainLeavesNobodyWaiting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fragile.py")
+	text := "import os\nfrom atoll_worker import expose\n@expose\ndef die():\n    os._exit(4)\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, ctx := start(t, func(o *Options) {
+		o.Service, o.Restart = path, Restart{First: time.Millisecond, MaxDeaths: 3, BreakerFor: time.Hour}
+	})
+	if err := os.WriteFile(path, []byte("raise ValueError('not any more')\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var died *WorkerDied
+	if err := p.Call(ctx, "die", nil, nil); !errors.As(err, &died) {
+		t.Errorf("got %v", err)
+	}
+	if err := p.Call(ctx, "die", nil, nil); !errors.Is(err, ErrBreakerOpen) && !errors.As(err, &died) {
+		t.Errorf("got %v", err)
+	}
+	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "die", nil, nil), ErrBreakerOpen) })
+}

@@ -489,8 +489,11 @@ def test_calls_in_progress_come_to_their_end(tmp_path: Path, number: signal.Sign
         process.send_signal(number)
         assert idle.is_ended()
         assert not path.exists(), "nobody else can come"
-        assert called.error({"function": "add", "args": [1, 1]})["atoll"] == "ServiceClosed", "for a moment"
-        assert called.is_ended()
+        try:  # for a moment one is told why
+            assert called.error({"function": "add", "args": [1, 1]})["atoll"] == "ServiceClosed"
+            assert called.is_ended()
+        except (Ended, BrokenPipeError):
+            pass
         assert busy.answer() == (RESULT, "slept")
         assert busy.is_ended()
         assert streaming.error({"function": "add", "args": [1, 1]})["atoll"] == "ServiceClosed"

@@ -50,8 +50,8 @@ _READING = 60.0
 _MAX_BATCH = 4096
 _CLOSING = 5.0
 
-# Seconds that clients get to see the end of a connection that they listen at, before others are closed on which they may
-# be sending a call: for so long such a call is refused, with a reason.
+# Seconds that clients get to see the end of a connection that they listen at, before others are closed on which they
+# may be sending a call: for so long such a call is refused, with a reason.
 _LINGER = 0.25
 
 # What is called of a stream.
@@ -151,6 +151,9 @@ class Server:
         finally:
             listener.close()
             place.unlink()
+            for number in (signal.SIGTERM, signal.SIGINT):  # once more would be in the middle of tearing down
+                if loop.remove_signal_handler(number):
+                    signal.signal(number, signal.SIG_IGN)
         return 128 + self._signals[0] if cut else 0
 
     def _on_signal(self, number: int) -> None:

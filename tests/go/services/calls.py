@@ -67,8 +67,10 @@ def die(code: int = 3) -> None:
 
 
 @expose
-def sleep(seconds: float) -> str:
-    """Sleeps, and notes how it ended."""
+def sleep(seconds: float, mark: str | None = None) -> str:
+    """Sleeps, and notes how it ended. ``mark``: a file that is there from then on."""
+    if mark is not None:
+        open(mark, "w").close()
     try:
         time.sleep(seconds)
     except BaseException as error:
