@@ -108,6 +108,14 @@ def take_own_folder_off_path() -> None:
     sys.argv[:] = [folder]
 
 
+def collect_from_here() -> None:
+    """Garbage is collected again, of what is made from here on. To be called before any of the user's code runs."""
+    import gc
+
+    gc.freeze()
+    gc.enable()
+
+
 def _when_idle() -> None:
     """After a tenth of a second without a call: what C code printed leaves its buffer, as lines of Python do."""
     import ctypes
@@ -211,6 +219,7 @@ class Runtime:
         connection = self.connections[0]
         spec: Dict[str, Any] = self._greet(connection)
         phase = "start"
+        collect_from_here()
         logs.install(self._send_record, spec["log_level"], context.call_id_now)
         try:
             for entry in spec["sys_path"]:

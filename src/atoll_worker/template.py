@@ -74,6 +74,7 @@ def main(argv: List[str]) -> Optional[List[str]]:
     stacks.offer()
     stacks.tell_crashes()
     runtime.take_own_folder_off_path()
+    runtime.collect_from_here()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     return Template(socket(AF_UNIX, SOCK_SEQPACKET, 0, fileno=control_fd), lifeline_fd).serve()

@@ -24,13 +24,19 @@ from conditions import children_of, end, is_gone, start_python, until, until_gon
 Write = Callable[[str, str], Path]
 
 SERVICE = """\
-import os, random, subprocess, sys
+import gc, os, random, subprocess, sys
 from atoll_worker import Service, expose
+
+COLLECTED = gc.isenabled()
 
 class Preloaded(Service):
     @expose
     def parent(self):
         return os.getppid()
+
+    @expose
+    def collects(self):
+        return COLLECTED, gc.isenabled()
 
     @expose
     def place(self):
@@ -125,6 +131,12 @@ def serve(write: Write) -> Iterator[Callable[..., Any]]:
     yield make
     for service in services:
         service.close()
+
+
+@pytest.mark.parametrize("preload", [[], ["slowly"]], ids=["started", "forked"])
+def test_garbage_of_user_code_is_collected(serve: Callable[..., Any], preload: list[str]) -> None:
+    """The garbage collector rests while a worker starts, and no longer."""
+    assert serve(*preload).collects() == (True, True)
 
 
 def template_pids() -> list[int]:
