@@ -10,9 +10,11 @@ import pickle
 import signal
 import sys
 import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -232,6 +234,8 @@ def test_values_cross_as_they_do_everywhere(write: Write) -> None:
     with ServiceClient(write("same.py", text)) as client:
         answer = client.call({"data": b"\0\xff", "pair": (1, 2), "keys": {1: {2, 3}}})
         assert (answer["data"], answer["pair"], answer["keys"]) == (b"\0\xff", (1, 2), {1: {2, 3}})
+        for params in (OrderedDict(a=1), defaultdict(int, a=1), MappingProxyType({"a": 1})):
+            assert client.call(params)["a"] == 1
         with pytest.raises(atoll.EncodeError):
             client.call({"lock": threading.Lock()})
     with ServiceClient(write("list.py", text.replace("return params", "return [1, 2]"))) as client:

@@ -511,7 +511,7 @@ def _params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
         return {}
     if not isinstance(params, Mapping):
         raise TypeError(f"params: found {params!r:.100}, expected an object: a mapping of names to values")
-    return params if isinstance(params, dict) else dict(params)
+    return params if type(params) is dict else dict(params)
 
 
 def _absolute(source: str) -> str:
