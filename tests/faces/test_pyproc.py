@@ -712,6 +712,31 @@ def test_hanging_up_reaches_a_caller_whose_connection_a_child_has_too(worker: Wo
     assert caller.call("wait", {"pid": pid}) == -signal.SIGKILL
 
 
+def test_callers_see_the_end_of_a_worker_whose_children_live_on(
+    python: str, folder: Path, worker: Worker, caller: Caller, tmp_path: Path
+) -> None:
+    """A child that user code forked has neither the callers' connections nor the socket that others connect to."""
+    path = tmp_path / "child"
+    with worker.caller() as idle:
+        assert idle.call("echo", 1) == 1
+        pid = caller.call("fork_and_wait", {"path": str(path)})
+        until(Path(f"{path}.began").exists, what="the child to begin")
+        try:
+            assert caller.call("echo", 1) == 1
+            caller.request("sleep", {"path": str(tmp_path / "call")})
+            began(tmp_path / "call")
+            os.kill(worker.pid, signal.SIGKILL)
+            assert caller.sock.recv(1) == b""
+            assert idle.sock.recv(1) == b""
+            worker.process.wait(WITHIN)
+            with running(python, PROGRAM, folder) as another, another.caller() as one:
+                assert one.call("health")["pid"] == another.pid
+            assert not is_gone(pid)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+    until_gone(pid)
+
+
 def test_a_forked_child_that_falls_through_answers_nobody(worker: Worker, caller: Caller) -> None:
     reply = caller.call("fork")
     assert reply["pid"] != 0

@@ -116,6 +116,7 @@ class Connections:
         self.ready: Deque[Connection] = deque()
         self.is_accepting = True
         self._by_fd: Dict[int, Connection] = {}
+        self._listener: Any = None
         self._waker = -1
 
     def __bool__(self) -> bool:
@@ -173,7 +174,7 @@ class Connections:
         """Take in who waits."""
         while True:
             try:
-                fd, _ = self._listener._accept()  # type: ignore[attr-defined]  # what `socket.accept` is made of
+                fd, _ = self._listener._accept()  # what `socket.accept` is made of
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -331,6 +332,15 @@ class Connections:
             self.ready.remove(connection)
         if not self.is_accepting:
             self.accept_again()
+
+    def forget(self) -> None:
+        """In a child that user code forked: they are its parent's, and are to see when that ends."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in self._by_fd.values():
+            connection.sock.close()
+        self._by_fd.clear()
+        self._poller.close()
 
     def close(self) -> None:
         """Hang up on all of them."""

@@ -96,6 +96,8 @@ class Server:
 
     def _mark_fork(self) -> None:
         self.is_fork = True
+        self._turn = allocate_lock()  # the ear, which is not here, may have had it
+        self._connections.forget()
 
     def stop(self) -> None:
         """End ``serve``. Called in a signal's handler, which is on the main thread.
