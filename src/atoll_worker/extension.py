@@ -14,7 +14,7 @@ import sys
 
 from .completion import complete, is_coroutine
 from .lent import unlend
-from .node_interface import Hidden, described, hidden_now, told
+from .node_interface import MARK, Hidden, described, hidden_now, told
 from .service import (
     FunctionTable,
     Service,
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Names in an extension's function table, beside those of its methods.
 DESCRIBE_EXTENSION = "__extension__"
 RUN_NODE = "__run_node__"
+
+# Files of the frames between a pack's code and what loads it.
+_NOT_OF_PACKS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib")
 
 _NOT_CALLED = frozenset(("on_module_loaded", "on_unload"))
 _OPTIONAL_METHODS = {
@@ -51,11 +54,13 @@ class ExtensionBase:
 
     nodes: Dict[str, Any] = {}  # noqa: RUF012 - every extension gets its own
 
-    def on_module_loaded(self, module: ModuleType) -> None:
-        """Called once, when the pack's module was loaded. What it raises makes loading the extension fail."""
+    def on_module_loaded(self, module: ModuleType) -> Any:
+        """Called once, when the pack's module was loaded; awaited if it is ``async``. What it raises makes loading the
+        extension fail."""
 
-    def on_unload(self) -> None:
-        """Called when the extension is closed or reloaded in order (not when its worker is killed)."""
+    def on_unload(self) -> Any:
+        """Called when the extension is closed or reloaded in order (not when its worker is killed); awaited if it is
+        ``async``."""
 
     def get_node_ids(self) -> List[str]:
         """The ids of its nodes."""
@@ -184,11 +189,15 @@ async def make_extension(module: ModuleType) -> ExtensionBase:
     if cls is ExtensionBase and not nodes:
         raise ValueError(
             f"{module.__file__} is no extension: it has no class that derives from ExtensionBase, no "
-            "NODE_CLASS_MAPPINGS and no comfy_entrypoint()"
+            "NODE_CLASS_MAPPINGS that names nodes and no comfy_entrypoint()"
         )
     extension: ExtensionBase = cls()
     extension.nodes = nodes
-    extension.on_module_loaded(module)
+    await _awaited(extension.on_module_loaded(module))
+    if not isinstance(extension.nodes, dict):
+        raise ValueError(
+            f"{module.__file__}: {cls.__name__}.nodes is {extension.nodes!r:.100}, expected node classes by id"
+        )
     return extension
 
 
@@ -210,14 +219,28 @@ async def _nodes_of(module: ModuleType) -> Dict[str, Any]:
     mappings = getattr(module, "NODE_CLASS_MAPPINGS", None)
     if isinstance(mappings, dict):
         nodes.update(mappings)
+    elif mappings is not None:
+        raise ValueError(f"{module.__file__}: NODE_CLASS_MAPPINGS is {mappings!r:.100}, expected node classes by id")
     entrypoint = getattr(module, "comfy_entrypoint", None)
     if callable(entrypoint):
         pack = await _awaited(entrypoint())
+        if not hasattr(pack, "get_node_list"):
+            raise ValueError(
+                f"{module.__file__}: comfy_entrypoint() returned {pack!r:.100}, expected a ComfyExtension, whose "
+                "get_node_list() names the node classes"
+            )
         on_load = getattr(pack, "on_load", None)
         if on_load is not None:
             await _awaited(on_load())
-        for cls in await _awaited(pack.get_node_list()):
-            nodes[_id_of(cls)] = cls
+        listed = await _awaited(pack.get_node_list())
+        if not isinstance(listed, (list, tuple)):
+            raise ValueError(f"{module.__file__}: get_node_list() returned {listed!r:.100}, expected node classes")
+        for cls in listed:
+            try:
+                node_id = _id_of(cls)
+            except Exception:  # of this node alone: what is wrong with it is said when it is described
+                node_id = getattr(cls, "__name__", repr(cls))
+            nodes[node_id] = cls
     return nodes
 
 
@@ -227,13 +250,17 @@ async def _awaited(value: Any) -> Any:
 
 def _id_of(cls: Any) -> str:
     schema = described_schema(cls)
-    for step in schema.get("__atoll_expression__", ()):
+    if not isinstance(schema, dict):
+        raise TypeError(f"its schema is {schema!r:.100}, expected io.Schema(...)")
+    if schema.get("node_id"):
+        return str(schema["node_id"])
+    for step in schema.get(MARK, ()):
         if not isinstance(step, str):
             args, kwargs = step
             node_id = kwargs.get("node_id") or (args[0] if args else None)
             if node_id:
                 return str(node_id)
-    raise ValueError(f"the schema of {cls.__name__} names no node_id")
+    raise TypeError("its schema names no node_id")
 
 
 # -- nodes -------------------------------------------------------------------------------------------------------------
@@ -255,7 +282,7 @@ def described_schema(cls: Any) -> Any:
     schema = define()
     node_id = getattr(schema, "node_id", None)
     if isinstance(node_id, str):  # of the host's own interface: the pack runs in the host
-        return {"__atoll_expression__": [[(), {"node_id": node_id}]]}
+        return {MARK: [[(), {"node_id": node_id}]]}
     return described(schema)
 
 
@@ -263,11 +290,12 @@ def describe_node(node_id: str, cls: Any) -> Dict[str, Any]:
     """What a host must know of a node to make a class that looks like it. Plain data.
 
     Raises:
-        TypeError: what it says of itself is no data; the message names the node.
+        TypeError: what it says of itself is no data, or it is no node; the message names the node.
     """
-    kind = kind_of(cls)
-    function = function_of(cls)
     try:
+        _check_node(node_id, cls)
+        kind = kind_of(cls)
+        function = function_of(cls)
         about: Dict[str, Any] = {
             "kind": kind,
             "name": getattr(cls, "__name__", str(node_id)),
@@ -283,19 +311,42 @@ def describe_node(node_id: str, cls: Any) -> Dict[str, Any]:
             },
         }
         if kind == "v3":
+            _id_of(cls)
             about["schema"] = described_schema(cls)
         elif hasattr(cls, "INPUT_TYPES"):
             about["input_types"] = described(cls.INPUT_TYPES())
-        about["attributes"] = {
-            name: described(member)
-            for name in dir(cls)
-            if name.isupper() and not name.startswith("_")
-            for member in [getattr(cls, name)]
-            if not callable(member)
-        }
+        about["attributes"] = dict(_attributes(cls))
     except TypeError as error:
         raise TypeError(f"node {node_id!r}: {error}") from error
+    except RecursionError as error:
+        raise TypeError(f"node {node_id!r}: what it says of itself is nested without end") from error
     return about
+
+
+def _check_node(node_id: Any, cls: Any) -> None:
+    if not isinstance(node_id, str):
+        raise TypeError(f"its id is {node_id!r:.100}, expected text")
+    if not isinstance(cls, type):
+        raise TypeError(f"it is {cls!r:.100}, expected a class")
+    if kind_of(cls) == "v1" and not isinstance(getattr(cls, "FUNCTION", None), str):
+        said = repr(cls.FUNCTION) if hasattr(cls, "FUNCTION") else "missing"
+        raise TypeError(f"its FUNCTION is {said:.100}, expected the name of the method that runs it")
+    if not callable(getattr(cls, function_of(cls), None)):
+        raise TypeError(f"it has no method {function_of(cls)!r}, which is to run it")
+
+
+def _attributes(cls: Any) -> Iterator[Tuple[str, Any]]:
+    """What a host reads of a class. What is no data is the pack's own, but for the types of its results."""
+    for name in dir(cls):
+        if not name.isupper() or name.startswith("_"):
+            continue
+        try:
+            member = getattr(cls, name)
+            if not callable(member):
+                yield name, described(member)
+        except Exception:
+            if name == "RETURN_TYPES":
+                raise
 
 
 def _own(cls: Any, name: str) -> Any:
@@ -384,7 +435,9 @@ class _ExtensionService(Service):
         self._nodes = _Nodes(self.extension)
 
     def teardown(self) -> None:
-        self.extension.on_unload()
+        unloaded = self.extension.on_unload()
+        if is_coroutine(unloaded):
+            complete(unloaded)
 
     def describe(self) -> Dict[str, Any]:
         """What the host makes of it: its methods and nodes, and what was wrong with some."""
@@ -396,14 +449,19 @@ class _ExtensionService(Service):
             except Exception as error:
                 refused[str(node_id)] = f"{type(error).__name__}: {error}"
         methods = {name: is_coroutine_function(method) for name, method in methods_of(self.extension)}
-        names = getattr(self._module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
-        return {"methods": methods, "nodes": nodes, "refused": refused, "display_names": described(dict(names))}
+        return {"methods": methods, "nodes": nodes, "refused": refused, "display_names": display_names(self._module)}
 
     def __atoll_functions__(self) -> Iterator[Tuple[str, Callable[..., Any]]]:
         yield DESCRIBE_EXTENSION, self.describe
         yield RUN_NODE, self._nodes.run
         for name, method in methods_of(self.extension):
             yield name, _crossing(method)
+
+
+def display_names(module: Any) -> Dict[str, str]:
+    """What a pack says that its nodes are shown as, by id."""
+    names = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None)
+    return {str(key): str(name) for key, name in names.items()} if isinstance(names, dict) else {}
 
 
 def methods_of(extension: ExtensionBase) -> Iterator[Tuple[str, Callable[..., Any]]]:
@@ -453,5 +511,12 @@ def _crossing(method: Any) -> Callable[..., Any]:
 def table_of_extension(path: str, modules: Optional[Mapping[str, Any]] = None) -> FunctionTable:
     """The function table of a pack, in its worker, with the modules that its host offers to it."""
     table = FunctionTable()
-    table.add_service(lambda: _ExtensionService(path, modules or {}))
+    try:
+        table.add_service(lambda: _ExtensionService(path, modules or {}))
+    except BaseException as error:
+        # Of its traceback the author of the pack wants their own lines, not how they were come to.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_NOT_OF_PACKS):
+            trace = trace.tb_next
+        raise error.with_traceback(trace)  # noqa: B904 - it is the same
     return table

@@ -186,6 +186,8 @@ def lend(value: Any) -> Any:
             return lend(plain.__str__(value) if plain is str else plain(value))
     if cls is Lent:
         return Ref(value)
+    if isinstance(value, _MODULE):
+        raise TypeError(f"{value!r:.100} is a module, of which whoever has it could call anything, so it is not lent")
     return Ref(Lent(value))
 
 

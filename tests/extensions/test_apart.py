@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,51 @@ def test_a_dependency_from_a_git_repository_is_built(run: Run, write: Write, tmp
             await manager.load_extension(
                 ExtensionConfig("absent", folder, dependencies=[f"git+file://{repository}@absent-tag"])
             )
+
+    run(main)
+
+
+def test_an_image_goes_from_pack_to_pack_without_a_copy(run: Run, write: Write) -> None:
+    first, second = write("first_numpy", NUMPY), write("second_numpy", NUMPY)
+
+    async def main(manager: ExtensionManager) -> None:
+        packs = [await manager.load_extension(ExtensionConfig(one.name, one)) for one in (first, second)]
+        (one,), (other,) = (proxy_nodes(pack).values() for pack in packs)
+        image = np.ones((4, 256, 256, 3), np.float32)
+        (image,) = one().blend(one=image, other=image)
+        before = atoll.memory()
+        assert before.borrowed == 1  # what has come is the pack's own memory, mapped
+        (again,) = other().blend(one=image, other=image)
+        assert np.array_equal(again, image)
+        assert atoll.memory().copies == before.copies  # and it was passed on as it is
+        assert atoll.memory().created == before.created
+
+    run(main)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_torch_of_the_hosts_version_is_installed(
+    run: Run, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that stands for torch, which is too large: its environment is really built."""
+    for version in ("99.5.0", "99.6.0", "99.7.0"):
+        with zipfile.ZipFile(tmp_path / f"torch-{version}-py3-none-any.whl", "w") as wheel:
+            folder = f"torch-{version}.dist-info"
+            wheel.writestr("torch/__init__.py", f"__version__ = {version!r}\n")
+            wheel.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+            wheel.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{folder}/RECORD", "".join(f"{one},,\n" for one in (*wheel.namelist(), f"{folder}/RECORD")))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"torch": "99.6.0+cpu"}[name])
+    pack = "import torch\nfrom atoll_worker import ExtensionBase\nclass Pack(ExtensionBase):\n    def version(self):\n"
+    folder = write("sharing", pack + "        return torch.__version__\n")
+
+    async def main(manager: ExtensionManager) -> None:
+        options: dict[str, Any] = {"share_torch": True, "find_links": [str(tmp_path)]}
+        shared = await manager.load_extension(ExtensionConfig("shared", folder, **options))
+        assert shared.version() == "99.6.0"
+        own = await manager.load_extension(ExtensionConfig("own", folder, dependencies=["torch<99.6"], **options))
+        assert own.version() == "99.5.0"
 
     run(main)
 

@@ -254,6 +254,50 @@ def test_limits_are_those_of_any_service(write: Write) -> None:
     assert spec.sandbox == atoll.Sandbox()
 
 
+def test_limits_hold(run: Run, write: Write) -> None:
+    folder = write(
+        "greedy_pack",
+        """
+        import os
+        import time
+        from atoll_worker import ExtensionBase
+
+        class Pack(ExtensionBase):
+            def take(self, size):
+                return len(bytearray(size))
+
+            def hold(self, size):
+                data = b"x" * size
+                time.sleep(600)
+
+            def processors(self):
+                return len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"]
+        """,
+    )
+
+    async def main(manager: ExtensionManager) -> None:
+        config = ExtensionConfig("greedy_pack", folder, max_memory="200MB", max_cpu_percent=100)
+        pack = await manager.load_extension(config)
+        assert pack.take(10_000_000) == 10_000_000
+        with pytest.raises(MemoryError):
+            pack.take(100_000_000_000)
+        with pytest.raises(atoll.WorkerOutOfMemory, match="may hold 200 MB"):
+            pack.hold(300_000_000)
+        processors, threads = pack.processors()  # by the next worker
+        assert threads == "1"
+        assert processors == 1 or _has_cpu_group()
+
+    run(main)
+
+
+def _has_cpu_group() -> bool:
+    """Whether the kernel shares out the processors' time, so that workers need not be kept on few of them."""
+    from atoll.processes.cgroups import worker_groups
+
+    groups = worker_groups()
+    return groups is not None and "cpu" in groups.controllers
+
+
 def test_names_that_every_extension_has(run: Run, write: Write, caplog: pytest.LogCaptureFixture) -> None:
     folder = write(
         "named_pack",

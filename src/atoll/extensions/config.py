@@ -178,7 +178,9 @@ def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     folder = os.path.abspath(os.path.expanduser(os.fspath(folder)))
     path = next((path for name in MANIFEST_NAMES if os.path.isfile(path := os.path.join(folder, name))), None)
     if path is None:
-        raise ManifestError(f"{folder}: there is no {MANIFEST_NAMES[0]}")
+        raise ManifestError(
+            f"{folder}: there is no {MANIFEST_NAMES[0]}; a pack without one is loaded by an ExtensionConfig(name, path)"
+        )
     said = read_yaml(path)
     place = Place.file(path)
     for key in ("module_path", "host", "modules"):

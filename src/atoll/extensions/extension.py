@@ -17,10 +17,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atoll_worker.completion import complete
+from atoll_worker.completion import complete, is_coroutine
 from atoll_worker.extension import (
     DESCRIBE_EXTENSION,
     RUN_NODE,
+    display_names,
     load_pack,
     make_extension,
     methods_of,
@@ -81,7 +82,9 @@ class Extension:
         self._read = read  # for a reload: the manifest may say otherwise by then
         self.config = read()
         self.name = self.config.name
-        self._seen = _stamp(self.config.path())
+        self._path = self.config.path()
+        self._seen = _stamp(self._path)
+        self._renewing = threading.RLock()
 
     @property
     def is_isolated(self) -> bool:
@@ -104,13 +107,15 @@ class Extension:
         """Unload it. Later calls raise ``ServiceClosed``. Idempotent."""
         raise NotImplementedError
 
-    def _changed(self) -> bool:
-        """Whether its files changed since this was last asked, or it was last loaded."""
-        if not self.config.hot_reload:
-            return False
-        now = _stamp(self.config.path())
-        before, self._seen = self._seen, now
-        return now != before
+    def _renew(self, reload: Callable[[], object]) -> None:
+        """Reload if its files changed since this was last asked, or it was last loaded. Calls that come meanwhile wait:
+        none of them is run by files that are no more."""
+        if self.config.hot_reload:
+            with self._renewing:
+                now = _stamp(self._path)
+                before, self._seen = self._seen, now
+                if now != before:
+                    reload()
 
 
 class Workers(PoolOwner):
@@ -167,7 +172,8 @@ class IsolatedExtension(HoldsWorker, Extension):
         config = self._read()
         spec = config.spec()
         before = self._spec
-        self._seen = _stamp(config.path())
+        self._path = config.path()
+        self._seen = _stamp(self._path)
         self._spec = spec
         try:
             self._pool.reload()
@@ -197,14 +203,13 @@ class IsolatedExtension(HoldsWorker, Extension):
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method by its name and wait for it, whatever kind it is."""
-        if self._changed():
-            self._reload()
+        self._renew(self._reload)
         return _received(self._pool.call(method, lend(args), lend(kwargs), self._spec.timeout))
 
     async def call_async(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """As ``call``, to be awaited. Cancelling the task ends the call over there."""
-        if self._changed():
-            await self.reload()
+        if self.config.hot_reload:
+            await asyncio.to_thread(self._renew, self._reload)
         return _received(await self._pool.call_async(method, lend(args), lend(kwargs), self._spec.timeout))
 
     def run_node(
@@ -286,7 +291,8 @@ class HostExtension(Extension):
     async def reload(self) -> None:
         module, before = self._module, self._object
         self.config = self._read()
-        self._seen = _stamp(self.config.path())
+        self._path = self.config.path()
+        self._seen = _stamp(self._path)
         kept = _take_out(module)
         try:
             await self.load()
@@ -295,13 +301,17 @@ class HostExtension(Extension):
             self._module, self._object = module, before
             raise
         if before is not None:
-            before.on_unload()
+            unloaded = before.on_unload()
+            if is_coroutine(unloaded):
+                await unloaded
 
     def close(self) -> None:
         self._closed = True
         loaded, self._object = self._object, None
         if loaded is not None:
-            loaded.on_unload()
+            unloaded = loaded.on_unload()
+            if is_coroutine(unloaded):
+                complete(unloaded)
         if self._module is not None:
             unload_pack(self._module)
             self._module = None
@@ -314,7 +324,7 @@ class HostExtension(Extension):
     @property
     def display_names(self) -> Mapping[str, str]:
         """What the pack says that its nodes are shown as."""
-        return dict(getattr(self._module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {})
+        return display_names(self._module)
 
     def _loaded(self) -> ExtensionBase:
         if self._object is None:
@@ -326,8 +336,7 @@ class HostExtension(Extension):
         return self._method(method)(*args, **kwargs)
 
     def _method(self, name: str) -> Callable[..., Any]:
-        if self._changed():
-            complete(self.reload())
+        self._renew(lambda: complete(self.reload()))
         methods = dict(methods_of(self._loaded()))
         if name not in methods:
             raise _no_method(self.name, name, methods)

@@ -58,7 +58,11 @@ class ExtensionManager:
 
         extension: Extension = (IsolatedExtension if read().isolated else HostExtension)(read)
         if extension.name in self._extensions:
-            raise ManifestError(f"extension {extension.name!r} is loaded already; unload it first, or reload it")
+            place = self._extensions[extension.name].config.path()
+            raise ManifestError(
+                f"extension {extension.name!r} is loaded already, from {place}; unload it first, or reload it, or give "
+                "one of them another name"
+            )
         self._extensions[extension.name] = extension
         try:
             await extension.load()
@@ -88,10 +92,12 @@ class ExtensionManager:
             if entry.is_dir() and any(os.path.isfile(os.path.join(entry.path, name)) for name in MANIFEST_NAMES)
         )  # fmt: skip
         loaded = await asyncio.gather(*map(self.load_extension, packs), return_exceptions=True)
-        return {
-            os.path.basename(path) if isinstance(one, BaseException) else one.name: one
-            for path, one in zip(packs, loaded, strict=True)
-        }
+        named = {one.name: one for one in loaded if not isinstance(one, BaseException)}
+        for path, one in zip(packs, loaded, strict=True):
+            if isinstance(one, BaseException):
+                name = os.path.basename(path)
+                named[path if name in named else name] = one
+        return named
 
     async def reload_extension(self, name: str) -> None:
         """Load the present files of an extension, and its manifest. No call fails meanwhile.
