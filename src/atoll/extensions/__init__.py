@@ -8,8 +8,8 @@
     await pack.execute_node("MyNode", image=image)                   # any public method, sync or async
     NODE_CLASS_MAPPINGS.update(proxy_nodes(pack))                    # classes that look like the pack's own nodes
 
-Layout, lowest first: ``config`` (what is asked for), ``extension`` (a loaded one, in a worker or in the host),
-``nodes`` (proxy classes), ``manager``; beside them ``check``, which reads a pack's text. A thin room above ``client``:
+Layout, lowest first: ``config`` (what is asked for), ``offered`` (modules of the host's that packs import),
+``extension`` (a loaded one, in a worker or in the host), ``nodes`` (proxy classes), ``manager``; beside them ``check``, which reads a pack's text. A thin room above ``client``:
 workers, limits and errors are those of any service.
 """
 
