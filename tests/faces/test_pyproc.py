@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from conditions import WITHIN, children_of, end, is_gone, until, until_gone
 from pyproc_peer import Caller, Worker, folder_for_sockets, running
 
 MAX_FRAME = 10 << 20
+CODEC = "PYPROC_CODEC_TYPE"
 
 PROGRAM = '''\
 import asyncio
@@ -916,6 +918,23 @@ def test_a_codec_that_is_not_there_is_said(python: str, folder: Path, codec: str
     with running(python, PROGRAM, folder, {"PYPROC_CODEC_TYPE": codec}, ready=False) as worker:
         assert worker.process.wait(WITHIN) == 1
         assert words in worker.stderr()
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"), [(None, "msgspec"), ("auto", "msgspec"), ("orjson", "orjson"), ("json", "json")]
+)
+def test_a_codec_of_the_users_environment_is_taken(folder: Path, asked: str | None, taken: str) -> None:
+    environ = {"PYPROC_LOG_LEVEL": "debug"} if asked is None else {"PYPROC_LOG_LEVEL": "debug", CODEC: asked}
+    with running(sys.executable, PROGRAM, folder, environ) as worker, worker.caller() as caller:
+        assert f"JSON by {taken}," in worker.stderr()
+        for body in (None, "日本語 🐚", [1, [2.5]], {"a": {"b": None}}, 2**64 - 1, "x" * 200_000):
+            assert caller.call("echo", body) == body
+        for text in ("float('nan')", "{'a': [None, float('inf')]}", "object()"):
+            assert caller.error("make", {"text": text}).startswith("EncodeError: result")
+        for payload in (b"[" * 100_000, b"{", b"\xff", b'{"id":1,"method":"echo","body":NaN}'):
+            caller.send_raw(payload)
+            assert caller.reply()["error"].startswith("Malformed: the frame is not JSON")
+        assert caller.call("later", {"seconds": 0.001}) == {"slept": 0.001}
 
 
 def test_the_same_file_is_a_service_of_atoll(folder: Path) -> None:

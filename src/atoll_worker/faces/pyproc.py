@@ -43,8 +43,8 @@ def run_worker(socket_path: Optional[str] = None, codec_type: Optional[str] = No
     Args:
         socket_path: where to listen; if None, what the variable ``PYPROC_SOCKET_PATH`` says. Only the user's own
             processes can connect. What a worker left there that was killed is replaced.
-        codec_type: ``"json"``, ``"orjson"`` or ``"msgspec"``, or ``"auto"`` for the fastest that is there; if None,
-            what the variable ``PYPROC_CODEC_TYPE`` says, or else ``"auto"``.
+        codec_type: ``"json"``, ``"msgspec"`` or ``"orjson"``, or ``"auto"`` for msgspec or orjson where they are
+            there; if None, what the variable ``PYPROC_CODEC_TYPE`` says, or else ``"auto"``.
 
     Raises:
         ValueError: no path is given, or there is no such codec.
