@@ -34,6 +34,7 @@ type connection struct {
 	lane      *lane
 	reader    frameReader
 	announced bool
+	byLane    bool // the last frame came that way
 	spin      bool
 	patient   bool
 	callID    uint64
@@ -66,6 +67,11 @@ func (c *connection) close() {
 // detach leaves the payload of the last frame to whoever has it, and returns the memory it is in; the next one is received
 // elsewhere.
 func (c *connection) detach() []byte {
+	if c.byLane {
+		memory := c.lane.copied
+		c.lane.copied = nil
+		return memory
+	}
 	memory := c.reader.data
 	rest := memory[c.reader.start:c.reader.end]
 	c.reader = frameReader{end: len(rest)}
@@ -149,7 +155,7 @@ func (c *connection) endWith(ctx context.Context, setDeadline func(time.Time) er
 func (c *connection) poll() (frame, bool, error) {
 	if c.lane != nil && !c.announced {
 		f, ok, announced, err := c.lane.take()
-		c.announced = announced
+		c.announced, c.byLane = announced, ok
 		if ok || err != nil || !announced {
 			return f, ok, err
 		}

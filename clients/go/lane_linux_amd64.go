@@ -13,7 +13,7 @@ import (
 // The other side may write at any time: a number is read once, and a frame is copied out before it is parsed.
 
 const (
-	laneSlot   = 1 << 16
+	laneSlot   = 1 << 23 // memory is taken by what really goes this way only
 	laneStride = 128 + laneSlot
 	laneSize   = 2 * laneStride
 
@@ -22,16 +22,16 @@ const (
 )
 
 type lane struct {
-	memory     []byte
-	written    uint64 // number of the last frame sent
-	read       uint64 // and of the last one seen, with the bit that announces
-	mine       *uint64
-	theirs     *uint64
-	iSleep     *uint64
-	theySleep  *uint64
-	outgoing   []byte
-	incoming   []byte
-	incomingAt []byte // the copy
+	memory    []byte
+	written   uint64 // number of the last frame sent
+	read      uint64 // and of the last one seen, with the bit that announces
+	mine      *uint64
+	theirs    *uint64
+	iSleep    *uint64
+	theySleep *uint64
+	outgoing  []byte
+	incoming  []byte
+	copied    []byte // the last frame
 }
 
 // newLane returns a lane, and the file that the worker maps.
@@ -58,14 +58,13 @@ func newLane() (*lane, *os.File, error) {
 	}
 	word := func(at int) *uint64 { return (*uint64)(unsafe.Pointer(&memory[at])) }
 	return &lane{
-		memory:     memory,
-		mine:       word(0),
-		theySleep:  word(64),
-		outgoing:   memory[128:laneStride],
-		theirs:     word(laneStride),
-		iSleep:     word(laneStride + 64),
-		incoming:   memory[laneStride+128 : laneSize],
-		incomingAt: make([]byte, laneSlot),
+		memory:    memory,
+		mine:      word(0),
+		theySleep: word(64),
+		outgoing:  memory[128:laneStride],
+		theirs:    word(laneStride),
+		iSleep:    word(laneStride + 64),
+		incoming:  memory[laneStride+128 : laneSize],
 	}, file, nil
 }
 
@@ -113,15 +112,20 @@ func (l *lane) take() (f frame, ok, announced bool, err error) {
 	if number&1 != 0 {
 		return f, false, true, nil
 	}
-	copy(l.incomingAt[:headerSize], l.incoming)
-	h, err := parseHeader(l.incomingAt)
+	var head [headerSize]byte
+	copy(head[:], l.incoming)
+	h, err := parseHeader(head[:])
 	if err != nil {
 		return f, false, false, err
 	}
 	if h.buffers != 0 || h.length > laneSlot-headerSize {
 		return f, false, false, protocolError("a frame of %d bytes and %d buffers in a slot", h.length, h.buffers)
 	}
-	payload := l.incomingAt[headerSize : headerSize+h.length]
+	if h.length > len(l.copied) {
+		putMemory(l.copied)
+		l.copied = takeMemory(max(h.length, smallest))
+	}
+	payload := l.copied[:h.length:h.length]
 	copy(payload, l.incoming[headerSize:])
 	return frame{kind: h.kind, codec: h.codec, callID: h.callID, payload: payload}, true, false, nil
 }

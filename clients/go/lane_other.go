@@ -11,9 +11,9 @@ import (
 
 // Where stores of one processor become visible to others in any order, or there is no memfd: the socket serves alone.
 
-const laneSlot = 1 << 16
+const laneSlot = 1 << 23
 
-type lane struct{}
+type lane struct{ copied []byte }
 
 func newLane() (*lane, *os.File, error)            { return nil, nil, errors.New("there are no lanes here") }
 func (*lane) close()                               {}

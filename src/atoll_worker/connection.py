@@ -30,7 +30,6 @@ import time
 
 from . import wire
 from .errors import LocalProtocolError, RemoteProtocolError
-from .lane import SLOT_SIZE
 from .wire import CALL, CALLING, ERROR, HEADER_SIZE, IDLE, RESULT, Conversation, Frame, FrameReader
 
 TYPE_CHECKING = False
@@ -61,8 +60,6 @@ _TOGETHER = 16
 # Milliseconds of the first sleeps; the last one repeats. Each ends with another look at the slot.
 _NAPS = (10, 100, 1000)
 
-# What fits a slot beside the header.
-_INLINE = SLOT_SIZE - HEADER_SIZE
 _ANSWERS = (RESULT, ERROR)
 _CODECS = (wire.PICKLE, wire.JSON, wire.RAW)  # the usual one first
 
@@ -114,6 +111,7 @@ class Connection:
         self._read = 0  # and of the last one it saw from the other side, with it
         self._announced = False  # the slot said that the next frame comes over the socket
         self._lane = lane
+        self._room = 0 if lane is None else lane.slot_size - HEADER_SIZE  # what fits a slot beside the header
         if lane is not None:
             self._words = lane.words
             self._memory = lane.memory
@@ -152,7 +150,7 @@ class Connection:
         words = self._words
         self._written = number = self._written + 2
         # Buffers of their own are large, or would not be: their frames go over the socket.
-        if len(pieces) > 2 or HEADER_SIZE + len(pieces[1]) > SLOT_SIZE:
+        if len(pieces) > 2 or len(pieces[1]) > self._room:
             words[lane.write_number_word] = number + 1
             lane.fence[(number >> 1) & 1]()  # not needed here, but it is every other one's turn
             return self.continue_send(pieces)
@@ -272,7 +270,7 @@ class Connection:
         header = _unpack_from(self._memory, lane.read_offset)
         wire.check_header(header)
         kind, codec, count, length, call_id = header
-        if count or length > SLOT_SIZE - HEADER_SIZE:
+        if count or length > self._room:
             raise RemoteProtocolError(f"a frame of {length:,} bytes and {count} buffers in a slot")
         self.conversation.received(kind, codec, call_id)
         start = lane.read_offset + HEADER_SIZE
@@ -398,7 +396,7 @@ class Connection:
         length = len(payload)
         conversation = self.conversation
         self.asleep_for = 0.0
-        if lane is None or buffers or length > _INLINE or conversation.state is not IDLE:
+        if lane is None or buffers or length > self._room or conversation.state is not IDLE:
             left = self.start_send(kind, codec, payload, buffers)
             while left:
                 self._wait_writable(deadline)
@@ -434,7 +432,7 @@ class Connection:
                 self._yield_while_alone(word, read)
             if words[word] == read + 2:
                 kind, codec, count, length, replied = _unpack_from(self._memory, lane.read_offset)
-                if length <= _INLINE and count == 0 and replied == call_id and kind in _ANSWERS and codec in _CODECS:
+                if length <= self._room and count == 0 and replied == call_id and kind in _ANSWERS and codec in _CODECS:
                     self._read = read + 2
                     conversation.state = IDLE
                     start = lane.read_offset + HEADER_SIZE
@@ -448,7 +446,7 @@ class Connection:
 
     def fits_slot(self, payload: Bytes, buffers: Sequence[Bytes]) -> bool:
         """Whether such a frame is sent without waiting for the other side."""
-        return self._lane is not None and not buffers and len(payload) <= _INLINE
+        return self._lane is not None and not buffers and len(payload) <= self._room
 
     def _yield_while_alone(self, word: int, read: int) -> None:
         """Poll and yield the processor, as long as no other thread of this process does: then spinning would only keep
@@ -515,7 +513,7 @@ class Connection:
                     kind == CALL
                     and conversation.state is IDLE
                     and call_id == conversation.call_id + 1
-                    and length <= _INLINE
+                    and length <= self._room
                     and count == 0
                     and codec in _CODECS
                 ):
@@ -537,7 +535,7 @@ class Connection:
         lane = self._lane
         length = len(payload)
         conversation = self.conversation
-        if lane is None or buffers or length > _INLINE or conversation.state is not CALLING or kind not in _ANSWERS:
+        if lane is None or buffers or length > self._room or conversation.state is not CALLING or kind not in _ANSWERS:
             if conversation.state is not CALLING and self.before_deep_reply is not None:
                 self.before_deep_reply(conversation.call_id & wire.CALL_NUMBER)
             self.send(kind, codec, payload, buffers)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fast lane: a pair of slots in shared memory, beside the socket of a data connection.
 
-A frame of up to ``SLOT_SIZE`` bytes is copied into the slot of its direction and published by the slot's sequence
+A frame that fits is copied into the slot of its direction and published by the slot's sequence
 number, which grows by two; others are announced by an odd number and travel over the socket. Whoever waits polls the
 number, then yields the processor between polls, then raises its **asleep** flag and blocks on the socket; a writer that
 sees the flag up sends one wake byte. What always holds:
@@ -16,10 +16,10 @@ sees the flag up sends one wake byte. What always holds:
 
 Waiting is not done here (``connection`` does it); this room knows the layout and nothing else. The mapping::
 
-    one slot per direction, host to worker first:
+    one slot per direction, host to worker first, each half of the file:
         0    sequence number u64                (its writer's cache line)
         64   asleep flag of its reader u64      (its reader's cache line)
-        128  frame, up to SLOT_SIZE bytes
+        128  frame; SLOT_SIZE bytes, or as many as whoever made the file chose
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from typing import Callable, Optional, Tuple
 
 SLOT_SIZE = 1 << 16
-_SLOT_STRIDE = 128 + SLOT_SIZE
-LANE_SIZE = 2 * _SLOT_STRIDE
+_FRAME = 128  # where it begins
+LANE_SIZE = 2 * (_FRAME + SLOT_SIZE)
 
 
 def available() -> bool:
@@ -73,6 +73,7 @@ class Lane:
         "read_number_word",
         "read_offset",
         "sleep_barrier",
+        "slot_size",
         "words",
         "write_number_word",
         "write_offset",
@@ -80,21 +81,26 @@ class Lane:
 
     def __init__(self, fd: int, is_host: bool) -> None:
         """Maps ``fd``, which may be closed afterwards."""
-        self.memory: mmap = mmap(fd, LANE_SIZE)
+        size = os.fstat(fd).st_size
+        stride = size // 2
+        if size < LANE_SIZE or size % 128:
+            raise ValueError(f"a lane of {size:,} bytes; at least {LANE_SIZE:,} are needed, and a multiple of 128")
+        self.slot_size = stride - _FRAME
+        self.memory: mmap = mmap(fd, size)
         self.words: memoryview = memoryview(self.memory).cast("Q")
         # Locks of this lane's own, since only an uncontended one is certain to execute a locked instruction. The first
         # is for frames and taken by every other one: index it with the number's second bit. The second is for sleeps.
         barrier = allocate_lock()
         self.fence: Tuple[Callable[[], object], Callable[[], object]] = (barrier.release, barrier.acquire)
         self.sleep_barrier = allocate_lock()
-        to_worker, to_host = 0, _SLOT_STRIDE
+        to_worker, to_host = 0, stride
         write, read = (to_worker, to_host) if is_host else (to_host, to_worker)
         self.write_number_word = write // 8
         self.peer_asleep_word = (write + 64) // 8
-        self.write_offset = write + 128
+        self.write_offset = write + _FRAME
         self.read_number_word = read // 8
         self.my_asleep_word = (read + 64) // 8
-        self.read_offset = read + 128
+        self.read_offset = read + _FRAME
 
     def close(self) -> None:
         """Unmap. Idempotent."""

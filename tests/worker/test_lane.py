@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import socket
 import time
 
 import pytest
@@ -17,7 +18,7 @@ from atoll_worker.connection import Connection, ConnectionClosed, DeadlinePassed
 from atoll_worker.errors import RemoteProtocolError
 from atoll_worker.lane import LANE_SIZE, SLOT_SIZE, Lane
 
-from .pairs import PATIENCE, Raw, against_raw, both_ends, echo, forked
+from .pairs import PATIENCE, Raw, against_raw, both_ends, echo, forked, open_at_once
 
 FAILURES = (RemoteProtocolError, ConnectionClosed, DeadlinePassed)
 
@@ -76,13 +77,40 @@ def test_open_lane() -> None:
     opened.close()
 
 
-def test_something_too_small_is_no_lane(tmp_path: object) -> None:
+@pytest.mark.parametrize("size", [0, 100, LANE_SIZE - 128, LANE_SIZE + 1, LANE_SIZE + 64])
+def test_memory_of_another_size_is_no_lane(size: int) -> None:
     """A descriptor with less memory behind it is refused when mapped, not at the first access."""
     fd = os.memfd_create("small")
-    os.ftruncate(fd, 100)
-    with pytest.raises(ValueError, match="size"):
+    os.ftruncate(fd, size)
+    with pytest.raises(ValueError, match=f"a lane of {size:,} bytes; at least 131,328 are needed"):
         Lane(fd, is_host=True)
     os.close(fd)
+
+
+def test_a_host_may_choose_larger_slots() -> None:
+    """What fits them goes through memory, in both directions; what does not, over the socket."""
+    slot = 1 << 18
+    fd = os.memfd_create("large")
+    os.ftruncate(fd, 2 * (128 + slot))
+    ours, theirs = socket.socketpair()
+    client = open_at_once(Connection(ours, Lane(fd, is_host=True), "client"))
+    server = open_at_once(Connection(theirs, Lane(fd, is_host=False), "server"))
+    os.close(fd)
+    room = slot - wire.HEADER_SIZE
+    with ours, theirs:
+        for length, by_memory in ((0, True), (SLOT_SIZE, True), (room, True), (room + 1, False), (10, True)):
+            payload = os.urandom(length)
+            for one, other, kind in ((client, server, wire.CALL), (server, client, wire.RESULT)):
+                assert one.fits_slot(payload, ()) is by_memory
+                left = one.start_send(kind, wire.RAW, payload)
+                frame = other.poll_frame()
+                while frame is None:
+                    left = one.continue_send(left) if left else left
+                    frame = other.poll_frame()
+                assert bytes(frame.payload) == payload
+        for one in (ours, theirs):
+            with pytest.raises(BlockingIOError):
+                one.recv(1)
 
 
 # -- a peer that lies ------------------------------------------------------------------------------------------------
