@@ -5,6 +5,9 @@ package atoll
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 )
 
@@ -50,6 +53,33 @@ func TestLargeFramesAreReadHoweverTheyCome(t *testing.T) {
 			}
 			reader.received(count)
 		}
+	}
+}
+
+func TestLargeResultsBelongToWhoAskedForThem(t *testing.T) {
+	for name, change := range map[string]func(*Options){
+		"lane":   func(o *Options) { o.Workers = 2 },
+		"socket": func(o *Options) { o.Workers, o.NoLane = 2, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, ctx := start(t, change)
+			var group sync.WaitGroup
+			for caller := range 4 {
+				group.Add(1)
+				go func() {
+					defer group.Done()
+					for i := range 20 {
+						sent := []string{strings.Repeat(string(rune('a'+caller)), 70_000*(1+i%4)), strings.Repeat("é\n", 1+i)}
+						got, err := Call[[]string](ctx, p, "echo", Args{sent})
+						if err != nil || !slices.Equal(got, sent) {
+							t.Errorf("caller %d, call %d: something else came, or %v", caller, i, err)
+							return
+						}
+					}
+				}()
+			}
+			group.Wait()
+		})
 	}
 }
 
