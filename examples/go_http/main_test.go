@@ -17,7 +17,7 @@ import (
 )
 
 func TestTheServerAnswersWithTheModel(t *testing.T) {
-	python := os.Getenv("ATOLL_TEST_PYTHON")
+	python := os.Getenv("ATOLL_TEST_SKLEARN")
 	if python == "" {
 		python = "python3"
 	}

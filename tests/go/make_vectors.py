@@ -18,6 +18,12 @@ ERROR = (
     '{"type":"ValueError","module":"builtins","message":"no","notes":[],'
     '"traceback":"Traceback (most recent call last):\\nValueError: no\\n"}'
 )
+READY = '{"pid":7,"service":"calls","functions":["add"],"max_size":67108864,"in_flight":2}'
+DIED = (
+    '{"type":"WorkerDied","module":"atoll.errors","message":"exited with code 3","notes":[],"traceback":"",'
+    '"atoll":"WorkerDied","died":{"pid":8,"exit_code":3,"signal":null,"phase":"call","stderr":["last words"]}}'
+)
+_JSON_ONLY = wire.HELLO_PAYLOAD.pack(wire.MAGIC, wire.VERSION, 1 << wire.JSON)
 FRAMES: list[tuple[str, int, int, int, bytes, list[bytes]]] = [
     ("hello", wire.HELLO, wire.RAW, 0, wire.hello(), []),
     (
@@ -28,6 +34,9 @@ FRAMES: list[tuple[str, int, int, int, bytes, list[bytes]]] = [
         b'{"entry":{"kind":"file","path":"/srv/service.py","class":null},"log_level":30}',
         [],
     ),
+    ("hello of a service at a socket", wire.HELLO, wire.RAW, 0, _JSON_ONLY, []),
+    ("load of a service at a socket", wire.LOAD, wire.JSON, 0, b"null", []),
+    ("ready of a service at a socket", wire.READY, wire.JSON, 0, READY.encode(), []),
     ("ready of a further connection", wire.READY, wire.RAW, 0, b"", []),
     ("call", wire.CALL, wire.JSON, 1, CALL.encode(), []),
     (
@@ -46,6 +55,10 @@ FRAMES: list[tuple[str, int, int, int, bytes, list[bytes]]] = [
     ("buffers", wire.RESULT, wire.PICKLE, 10, b"two", [b"", b"\x00\x01\x02"]),
     ("ping", wire.PING, wire.RAW, 3, wire.PING_PAYLOAD.pack(30), []),
     ("pong", wire.PONG, wire.RAW, 3, b"", []),
+    ("ping of a service at a socket", wire.PING, wire.RAW, 5, b"", []),
+    ("pong of a service at a socket", wire.PONG, wire.RAW, 5, b"half-open", []),
+    ("cancel of a service at a socket", wire.CANCEL, wire.RAW, 2, wire.CANCEL_PAYLOAD.pack(0, 1), []),
+    ("error of a service at a socket", wire.ERROR, wire.JSON, 3, DIED.encode(), []),
     ("phase", wire.PHASE, wire.RAW, 0, b"setup", []),
     ("cancel", wire.CANCEL, wire.RAW, 4, wire.CANCEL_PAYLOAD.pack(1, 1), []),
     ("log", wire.LOG, wire.RAW, 4, b'["calls",30,1.5,"MainThread","said","","calls.py",3,"log"]', []),
