@@ -6,8 +6,9 @@ always holds: arrays, tensors and plain data cross by value; any other object st
 return is passed in the same way; an object that comes back to where it lives is that object again.
 
 Of an object that is lent the other side reads what is public and is data, a function, or an object of the package that
-its own class is of: its parts. Modules and classes are neither read nor called, nor objects of other packages: from
-those one could walk on to whatever the process has. What does not belong here: how references cross (``references``).
+its own class is of: its parts. Objects of other packages are not read, only called if they can be, and modules and
+classes neither: from those one could walk on to whatever the process has. What does not belong here: how references
+cross (``references``).
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Lent:
         if type(name) is not str or name.startswith("_"):
             raise AttributeError(f"{name!r} is not public, so it cannot be read from the other side")
         member = getattr(self._value, name)
+        if _is_foreign(member, self._value) and callable(member):
+            return Ref(CallOnly(member, self._value, name))
         _check_read(member, self._value, name)
         if member is self._value:
             return Ref(self)
@@ -82,9 +85,12 @@ class Lent:
                 _methods[cls] = names
             except TypeError:
                 pass  # a class that cannot be referred to weakly
+        hidden = getattr(self._value, "__dict__", None)
+        if type(hidden) is dict and not hidden.keys().isdisjoint(names):
+            return tuple(name for name in names if name not in hidden)
         return names
 
-    def calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of it that takes and gives what crosses."""
         return _passing_on(self, function)
 
@@ -116,6 +122,26 @@ class Lent:
         return self._value.__exit__(*error)
 
 
+class CallOnly:
+    """A part of a lent object that is of another package: it can be called from the other side, and nothing else."""
+
+    __slots__ = ("_name", "_owner", "_value")
+
+    def __init__(self, value: Any, owner: Any, name: str) -> None:
+        self._value = value
+        self._owner = owner
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _passing_on(self, self._value)(*args, **kwargs)
+
+    def __atoll_read__(self, name: str) -> Any:
+        raise AttributeError(f"{name!r}: {_foreign(self._value, self._owner, self._name)}")
+
+    def __atoll_methods__(self) -> Tuple[str, ...]:
+        return ()
+
+
 def _check_part(member: Any, owner: Any, name: str) -> None:
     """Refuse what nobody may have from the other side, not even to call it."""
     kind = "module" if isinstance(member, _MODULE) else "class" if isinstance(member, type) else None
@@ -129,32 +155,41 @@ def _check_part(member: Any, owner: Any, name: str) -> None:
 def _check_read(member: Any, owner: Any, name: str) -> None:
     """Refuse what is not read: see the top of this file. What containers hold is looked at too."""
     _check_part(member, owner, name)
-    cls = type(member)
     if isinstance(member, (list, tuple)):
         for item in member:
             _check_read(item, owner, name)
     elif isinstance(member, dict):
         for item in list(member.values()):
             _check_read(item, owner, name)
-    elif (
+    elif _is_foreign(member, owner):
+        raise AttributeError(_foreign(member, owner, name))
+
+
+def _is_foreign(member: Any, owner: Any) -> bool:
+    """Whether it is neither data nor a part of its owner."""
+    cls = type(member)
+    return (
         cls not in _PLAIN
         and cls not in _FUNCTIONS
-        and not isinstance(member, (Proxy, Ref, str))
+        and not isinstance(member, (Proxy, Ref, str, list, tuple, dict, type, _MODULE))
         and reducer_of(cls) is None
         and array_reducer_of(cls) is None
         and cls.__module__.partition(".")[0] != type(owner).__module__.partition(".")[0]
-    ):
-        raise AttributeError(
-            f"{name!r} of {_spelled(type(owner))} is or holds a {_spelled(cls)}, neither data nor of the same package, "
-            f"so it is not read from the other side; give {type(owner).__name__} a method that does what is needed"
-        )
+    )
+
+
+def _foreign(member: Any, owner: Any, name: str) -> str:
+    return (
+        f"{name!r} of {_spelled(type(owner))} is or holds a {_spelled(type(member))}, neither data nor of the same "
+        f"package, so it is not read from the other side; give {type(owner).__name__} a method that does what is needed"
+    )
 
 
 def _spelled(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _passing_on(lent: Lent, function: Callable[..., Any]) -> Callable[..., Any]:
+def _passing_on(lent: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*unlend(args), **unlend(kwargs))
         if result is lent._value:
@@ -184,7 +219,7 @@ def lend(value: Any) -> Any:
     for plain in (str, dict, list, tuple):  # a class of the user's: what it holds crosses, its class does not
         if issubclass(cls, plain):
             return lend(plain.__str__(value) if plain is str else plain(value))
-    if cls is Lent:
+    if cls is Lent or cls is CallOnly:
         return Ref(value)
     if isinstance(value, _MODULE):
         raise TypeError(f"{value!r:.100} is a module, of which whoever has it could call anything, so it is not lent")
@@ -194,7 +229,7 @@ def lend(value: Any) -> Any:
 def unlend(value: Any) -> Any:
     """A value that crossed: objects of this side's that came back are themselves again."""
     cls = type(value)
-    if cls is Lent:
+    if cls is Lent or cls is CallOnly:
         return value._value
     if cls is list:
         return [unlend(item) for item in value]

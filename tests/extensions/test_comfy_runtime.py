@@ -63,7 +63,7 @@ PLAIN = """
             twin = model.clone()
             twin.set_model_sampler_cfg_function(lambda args: args["cond"])
             try:
-                inner = str(model.model)
+                inner = str(model.model.weight)
             except AttributeError as error:
                 inner = str(error)
             return (model.size, str(model.load_device), str(model.model_dtype()), len(twin.model_options),
@@ -153,8 +153,8 @@ def test_a_host_of_nodes_runs_them(write: Write) -> None:
             "torch.float32",
             2,
             False,
-            "'model' of comfy.model_patcher.ModelPatcher is or holds a torch.nn.modules.linear.Linear, neither data "
-            "nor of the same package, so it is not read from the other side; give ModelPatcher a method that does "
+            "'weight': 'model' of comfy.model_patcher.ModelPatcher is or holds a torch.nn.modules.linear.Linear, neither "
+            "data nor of the same package, so it is not read from the other side; give ModelPatcher a method that does "
             "what is needed",
         ],
         "patched": {"transformer_options": {}},

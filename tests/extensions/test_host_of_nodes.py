@@ -169,6 +169,10 @@ FOLDERS = """
             return self
 
 
+    def functions():
+        return "called"
+
+
     def get_filename_list(name):
         return [f"{name}/first", f"{name}/{models_dir}"]
 """
@@ -191,7 +195,7 @@ USES = """
             progress = Progress(3)
             progress.update(2)
             return (folder_paths.get_filename_list(name), folder_paths.models_dir, AT_IMPORT,
-                    (progress.total, progress.update(1).done))
+                    (progress.total, progress.update(1).done), folder_paths.functions())
 
         @classmethod
         def IS_CHANGED(cls, name):
@@ -223,11 +227,12 @@ def test_a_pack_imports_what_the_host_offers(run: Run, write: Write, folders: Mo
         load: Any = proxy_nodes(pack)["Load"]
         assert load.INPUT_TYPES() == {"required": {"name": (["loras/first", "loras//models"],)}}
         folders.models_dir = "/elsewhere"  # type: ignore[attr-defined]
-        names, now, at_import, progress = load().run(name="vae")
+        names, now, at_import, progress, called = load().run(name="vae")
         assert names == ["vae/first", "vae//elsewhere"]  # run here
         assert now == "/elsewhere"
         assert at_import == ("/models", "/models", ["loras"])  # as it was when the worker was started
         assert progress == (3, 3)
+        assert called == "called"
         # What the module merely imported is not its own.
         for name in ("system", "opened", "os", "hidden_here", "absent", "__secret__"):
             with pytest.raises(AttributeError, match=r"module folder_paths offers no|has no attribute"):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -48,6 +49,12 @@ PACK = """
         def walk(self, model):
             return model.sampling.sigma, model.options["scale"](4), model.alone(5), model.sampling.of(model)
 
+        def call_method(self, model, name, *args):
+            return getattr(model, name)(*args)
+
+        def deeper(self, model, name, attribute):
+            return getattr(getattr(model, name), attribute)
+
         def set(self, model):
             model.factor = 5
 
@@ -89,6 +96,8 @@ class Model:
         self.alone = lambda value: value + self.factor
         self.log = logging.getLogger("of another package")
         self.holds = {"deep": [os]}
+        self.partly = functools.partial(self.scale, 5)
+        self.shadowed = 6  # type: ignore[method-assign,assignment]
         self._hidden = 1
 
     @property
@@ -101,6 +110,9 @@ class Model:
 
     def scale(self, value: Any) -> Any:
         return value * self.factor
+
+    def shadowed(self) -> int:
+        return 0
 
 
 def test_what_an_object_consists_of_is_read(run: Run, write: Write) -> None:
@@ -118,6 +130,12 @@ def test_what_an_object_consists_of_is_read(run: Run, write: Write) -> None:
         assert pack.has(model, *names) == [True, True, True, False, False, False]
         with pytest.raises(ValueError, match="of the property"):
             pack.read(model, "broken")
+        assert pack.read(model, "shadowed") == 6
+        # What is of another package can be called, if it can be, and comes back as itself.
+        assert pack.call_method(model, "partly") == 20
+        assert pack.read(model, "partly") is model.partly
+        with pytest.raises(AttributeError, match=r"'func': 'partly' of .*Model is or holds a functools\.partial"):
+            pack.deeper(model, "partly", "func")
         # The other way round too.
         made = pack.made()
         assert (made.kind, made.factor, made.sampling.sigma, made.double()) == ("the pack's", 3, 14.5, 6)

@@ -9,8 +9,8 @@
     NODE_CLASS_MAPPINGS.update(proxy_nodes(pack))                    # classes that look like the pack's own nodes
 
 Layout, lowest first: ``config`` (what is asked for), ``offered`` (modules of the host's that packs import),
-``extension`` (a loaded one, in a worker or in the host), ``nodes`` (proxy classes), ``manager``; beside them ``check``, which reads a pack's text. A thin room above ``client``:
-workers, limits and errors are those of any service.
+``extension`` (a loaded one, in a worker or in the host), ``nodes`` (proxy classes), ``manager``; beside them ``check``,
+which reads a pack's text. A thin room above ``client``: workers, limits and errors are those of any service.
 """
 
 from __future__ import annotations

@@ -31,29 +31,24 @@ class OfferedModule:
         self._module = module
         self._lent = Lent(module)
 
-    def functions(self) -> list[str]:
-        """Names of what can be called."""
-        return [name for name, value in _public(self._module).items() if self._is_own(value)]
-
-    def data(self) -> dict[str, Any]:
-        """Plain values by name, as they are now."""
-        return {name: value for name, value in _public(self._module).items() if _is_data(value)}
-
-    def _is_own(self, value: object) -> bool:
-        of = getattr(self._module, "__name__", None) or type(self._module).__module__
-        return callable(value) and getattr(value, "__module__", None) == of
+    # No public names of its own: those are the module's.
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
         if _is_data(value):
             return value
-        if not self._is_own(value):
+        if not _is_own(value, self._module):
             raise AttributeError(f"{name!r} is not what this module offers")
-        return self._lent.calling(value)
+        return self._lent._calling(value)
 
 
 def _public(module: object) -> dict[str, Any]:
     return {name: getattr(module, name, None) for name in dir(module) if not name.startswith("_")}
+
+
+def _is_own(value: object, module: object) -> bool:
+    of = getattr(module, "__name__", None) or type(module).__module__
+    return callable(value) and getattr(value, "__module__", None) == of
 
 
 def _is_data(value: object) -> bool:
@@ -88,8 +83,11 @@ def objects_of(modules: Mapping[str, object]) -> dict[str, object]:
 
 def told_of(modules: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     """What a worker is told of them when it is started."""
-    told = {}
+    told: dict[str, dict[str, Any]] = {}
     for name, module in modules.items():
-        offered = OfferedModule(module)
-        told[name] = {"functions": offered.functions(), "data": offered.data()}
+        public = _public(module)
+        told[name] = {
+            "functions": [one for one, value in public.items() if _is_own(value, module)],
+            "data": {one: value for one, value in public.items() if _is_data(value)},
+        }
     return told
