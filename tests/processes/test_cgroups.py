@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Path(folder, name).touch()
 
     monkeypatch.setattr(cgroups, "_make_folder", make)
-    monkeypatch.setattr(cgroups, "_remove_folder", shutil.rmtree)
+    # As the kernel does: whoever else removes it at the same time.
+    monkeypatch.setattr(cgroups, "_remove_folder", partial(shutil.rmtree, ignore_errors=True))
     folder = tmp_path / "groups"
     make(str(folder))
     (folder / "cgroup.subtree_control").write_text("cpu io memory pids\n")

@@ -424,8 +424,8 @@ class Worker:
             process.kill()
             process.exited.wait(_END_GRACE)
             detail = "it had closed its connection, and was stopped"
+        warden().run(self.drain)  # the last it said may be why, or what it was about to do
         if phase == "start":
-            warden().run(self.drain)  # the last it said may be what it was about to do
             phase = self._phase
         return self._death(phase, detail)
 
