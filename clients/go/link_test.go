@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -413,44 +414,82 @@ func lying(t *testing.T, serve func(net.Conn)) string {
 	return path
 }
 
-func readFrame(from *bufio.Reader) (kind byte, callID uint64, err error) {
+func readFrame(from *bufio.Reader) (f frame, err error) {
 	var at [headerSize]byte
 	if _, err := io.ReadFull(from, at[:]); err != nil {
-		return 0, 0, err
+		return f, err
 	}
 	h, err := parseHeader(at[:])
 	if err != nil {
-		return 0, 0, err
+		return f, err
 	}
-	_, err = io.CopyN(io.Discard, from, int64(h.length))
-	return h.kind, h.callID, err
+	f = frame{kind: h.kind, callID: h.callID, payload: make([]byte, h.length)}
+	_, err = io.ReadFull(from, f.payload)
+	return f, err
 }
 
 // greets does what is due, and then as is said of each call.
-func greets(answer func(net.Conn, uint64)) func(net.Conn) {
+func greets(answer func(net.Conn, frame)) func(net.Conn) {
 	return func(conn net.Conn) {
 		from := bufio.NewReader(conn)
 		for {
-			kind, callID, err := readFrame(from)
+			f, err := readFrame(from)
 			if err != nil {
 				return
 			}
-			switch kind {
+			switch f.kind {
 			case kindHello:
 				_, _ = conn.Write(appendFrame(nil, kindHello, codecRaw, 0, helloPayload()))
 			case kindLoad:
 				_, _ = conn.Write(appendFrame(nil, kindReady, codecJSON, 0, []byte(`{"functions":["f"]}`)))
 			case kindPing:
-				_, _ = conn.Write(appendFrame(nil, kindPong, codecRaw, callID, []byte("running")))
+				_, _ = conn.Write(appendFrame(nil, kindPong, codecRaw, f.callID, []byte("running")))
 			case kindCall:
-				answer(conn, callID)
+				answer(conn, f)
 			}
 		}
 	}
 }
 
-func write(data []byte) func(net.Conn, uint64) {
-	return func(conn net.Conn, _ uint64) { _, _ = conn.Write(data) }
+func write(data []byte) func(net.Conn, frame) {
+	return func(conn net.Conn, _ frame) { _, _ = conn.Write(data) }
+}
+
+func TestWhatIsAskedOfAService(t *testing.T) {
+	asked := make(chan map[string]any, 1)
+	path := lying(t, greets(func(conn net.Conn, f frame) {
+		var request map[string]any
+		_ = json.Unmarshal(f.payload, &request)
+		asked <- request
+		_, _ = conn.Write(appendFrame(nil, kindResult, codecJSON, f.callID, []byte("null")))
+	}))
+	p, ctx := linked(t, path, nil)
+	request := func(ctx context.Context, in any) map[string]any {
+		if err := p.Call(ctx, "f", in, nil); err != nil {
+			t.Fatal(err)
+		}
+		return <-asked
+	}
+	free := context.Background()
+	for _, one := range []struct {
+		in     any
+		wanted string
+	}{
+		{nil, `{"function":"f"}`},
+		{7, `{"args":[7],"function":"f"}`},
+		{[]int{1, 2}, `{"args":[[1,2]],"function":"f"}`},
+		{Args{1, "two"}, `{"args":[1,"two"],"function":"f"}`},
+		{Kwargs{"a": 1}, `{"function":"f","kwargs":{"a":1}}`},
+	} {
+		if got, _ := json.Marshal(request(free, one.in)); string(got) != one.wanted {
+			t.Errorf("%v is asked for as %s, not %s", one.in, got, one.wanted)
+		}
+	}
+	short, stop := context.WithTimeout(ctx, patient/2)
+	defer stop()
+	if seconds, ok := request(short, nil)["timeout"].(float64); !ok || seconds > (patient/2).Seconds() || seconds <= 0 {
+		t.Errorf("the deadline is told as %v", seconds)
+	}
 }
 
 func TestServicesThatLieWhenTheyGreet(t *testing.T) {
@@ -519,7 +558,7 @@ func TestServicesThatLieWhenTheyAnswer(t *testing.T) {
 		}
 	})
 	t.Run("it leaves", func(t *testing.T) {
-		path := lying(t, greets(func(conn net.Conn, _ uint64) { conn.Close() }))
+		path := lying(t, greets(func(conn net.Conn, _ frame) { conn.Close() }))
 		p, ctx := linked(t, path, nil)
 		var lost *ConnectionLost
 		if err := p.Call(ctx, "f", nil, nil); !errors.As(err, &lost) {

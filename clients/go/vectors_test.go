@@ -4,8 +4,10 @@ package atoll
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"os"
 	"testing"
 )
@@ -104,6 +106,43 @@ func TestFramesAreReadAndWrittenAsByPython(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What a service at a socket says means what docs/wire.md has.
+func TestWhatAServiceSaysIsUnderstood(t *testing.T) {
+	said := map[string][]byte{}
+	for _, one := range readVectors(t).Frames {
+		said[one.Name] = unhex(t, one.Payload)
+	}
+	if err := checkHello(said["hello of a service at a socket"]); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(said["cancel of a service at a socket"], cancelled(0, true)) {
+		t.Error("it would be told otherwise that a call is given up")
+	}
+	var about ready
+	if err := json.Unmarshal(said["ready of a service at a socket"], &about); err != nil {
+		t.Fatal(err)
+	}
+	if about.PID != 7 || about.MaxSize != 1<<26 || about.InFlight != 2 || len(about.Functions) != 1 {
+		t.Errorf("got %+v", about)
+	}
+	raised := new(RemoteError)
+	if err := json.Unmarshal(said["error of a service at a socket"], raised); err != nil {
+		t.Fatal(err)
+	}
+	var died *WorkerDied
+	if !errors.As(raised, &died) || died.PID != 8 || died.Status != "exit status 3" || died.Stderr[0] != "last words" {
+		t.Errorf("got %+v", died)
+	}
+	for own, meant := range map[string]error{
+		"QueueFull": ErrQueueFull, "CircuitOpen": ErrBreakerOpen, "ServiceClosed": ErrShutdown,
+		"CallTimeout": context.DeadlineExceeded,
+	} {
+		if !errors.Is(&RemoteError{Own: own}, meant) || errors.Is(&RemoteError{Own: own}, context.Canceled) {
+			t.Errorf("%s is not %v", own, meant)
+		}
 	}
 }
 

@@ -175,6 +175,28 @@ def test_what_there_is_is_said(place: Path) -> None:
         assert one.ping() == "running"
 
 
+def test_vectors(place: Path) -> None:
+    """Frames as the Go client's tests have them, too."""
+    vectors = json.loads((SERVICE.parents[1] / "vectors.json").read_text())["frames"]
+    data = {one["name"]: bytes.fromhex(one["bytes"]) for one in vectors}
+    with Peer(place, load=...) as one:
+        one.sock.sendall(data["hello of a service at a socket"])
+        assert one._exactly(24) == data["hello of a service at a socket"]
+        one.sock.sendall(data["load of a service at a socket"])
+        kind, _, _, ready = one.receive()
+        assert kind == READY
+        assert json.loads(ready).keys() == json.loads(data["ready of a service at a socket"][16:]).keys()
+        one.sock.sendall(data["call"])
+        assert one._exactly(17) == data["result"]
+        one.sock.sendall(data["call with a timeout"])
+        one.sock.sendall(data["ping of a service at a socket"])
+        kind, codec, number, _ = one.receive()
+        assert (kind, codec, number) == (PONG, RAW, 5)
+        one.sock.sendall(data["cancel of a service at a socket"])
+        kind, _, number, _ = one.receive()
+        assert (kind, number) == (ERROR, 2)
+
+
 def test_values(place: Path) -> None:
     with Peer(place) as one:
         assert one.call("add", 2, 3) == 5
