@@ -153,9 +153,9 @@ def test_a_host_of_nodes_runs_them(write: Write) -> None:
             "torch.float32",
             2,
             False,
-            "'weight': 'model' of comfy.model_patcher.ModelPatcher is or holds a torch.nn.modules.linear.Linear, neither "
-            "data nor of the same package, so it is not read from the other side; give ModelPatcher a method that does "
-            "what is needed",
+            "'weight': 'model' of comfy.model_patcher.ModelPatcher is or holds a torch.nn.modules.linear.Linear, "
+            "neither data nor of the same package, so it is not read from the other side; give ModelPatcher a method "
+            "that does what is needed",
         ],
         "patched": {"transformer_options": {}},
         "offered": [[1, 2, 4, 3], [["/loras of the host"]]],
