@@ -3,6 +3,7 @@
 // An HTTP server in Go that answers with a model of scikit-learn's.
 //
 //	go run . -python PYTHON     (one that has scikit-learn)
+//	go run . -socket PATH       (where `atoll serve --socket PATH services/model.py` is)
 //	curl -d '[[5.1, 3.5, 1.4, 0.2]]' localhost:8080/predict
 package main
 
@@ -32,40 +33,49 @@ type flower struct {
 func main() {
 	python := flag.String("python", "python3", "interpreter that has scikit-learn")
 	worker := flag.String("worker", "../../src/atoll_worker", "folder of the package atoll_worker")
+	socket := flag.String("socket", "", "use the service at this socket instead of starting workers")
 	address := flag.String("address", "127.0.0.1:8080", "where to listen; port 0 for any")
 	flag.Parse()
-	if err := serve(*python, *worker, *address); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	pool, err := open(ctx, *python, *worker, *socket)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := serve(ctx, pool, *address); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func serve(python, worker, address string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	pool, err := atoll.Start(ctx, atoll.Options{
+func open(ctx context.Context, python, worker, socket string) (*atoll.Pool, error) {
+	if socket != "" {
+		return atoll.Dial(ctx, socket, atoll.Options{})
+	}
+	return atoll.Start(ctx, atoll.Options{
 		Python: python, WorkerFolder: worker, Service: "services/model.py", Workers: 2,
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// serve answers until ctx ends, and ends the pool then.
+func serve(ctx context.Context, pool *atoll.Pool, address string) error {
 	server := &http.Server{Handler: routes(pool), ReadHeaderTimeout: 5 * time.Second}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return errors.Join(err, pool.Shutdown(ctx))
 	}
 	fmt.Printf("listening on http://%s\n", listener.Addr())
+	ended := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
 		patience, stop := context.WithTimeout(context.Background(), 10*time.Second)
 		defer stop()
-		_ = server.Shutdown(patience)
+		// First the requests in progress, then the workers that answer them.
+		ended <- errors.Join(server.Shutdown(patience), pool.Shutdown(patience))
 	}()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
+		return errors.Join(err, pool.Shutdown(ctx))
 	}
-	patience, done := context.WithTimeout(context.Background(), 10*time.Second)
-	defer done()
-	return pool.Shutdown(patience)
+	return <-ended
 }
 
 func routes(pool *atoll.Pool) http.Handler {
