@@ -88,6 +88,27 @@ async def afterwards(req):
     kept = asyncio.create_task(write())
 
 
+ticked = 0
+
+
+@expose
+async def tick(req):
+    async def tick_on():
+        global ticked
+        while True:
+            ticked += 1
+            await asyncio.sleep(0.001)
+
+    global kept
+    kept = asyncio.create_task(tick_on())
+
+
+@expose
+def ticks(req):
+    time.sleep(0.006)
+    return ticked
+
+
 @expose
 def items(req):
     yield 1
@@ -338,6 +359,14 @@ def test_tasks_left_behind_go_on_between_calls(caller: Caller, tmp_path: Path) -
     caller.call("afterwards", {"path": str(path)})
     until(path.exists, what="the task to be over")
     assert caller.call("add", {"a": 1, "b": 2}) == {"result": 3}
+
+
+def test_tasks_left_behind_go_on_however_many_calls_wait(caller: Caller) -> None:
+    caller.call("tick")
+    frame = json.dumps({"id": 1, "method": "ticks", "body": {}}).encode()
+    caller.sock.sendall(50 * (len(frame).to_bytes(4, "big") + frame))  # read at once, and more than enough to do
+    found = [caller.reply()["body"] for _ in range(50)]
+    assert found[-1] - found[0] >= 25
 
 
 def test_what_user_code_can_ask_of_its_call(caller: Caller) -> None:

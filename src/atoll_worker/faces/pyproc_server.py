@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock
+from time import monotonic
 
 from .. import completion, context
 from ..errors import Cancelled
@@ -47,6 +48,8 @@ HEALTH = "health"
 
 # Seconds without any event after which an idle worker looks whether it was forgotten.
 _LOOK_AROUND = 30.0
+# Seconds after which tasks that coroutines left behind go on for a moment, however many calls wait.
+_TASKS_EVERY = 0.005
 
 # How often to look, and let others have the processor, before sleeping (benchmarks/pyproc_wire.py): many times while
 # one caller calls on and on, few while several share the processors.
@@ -74,6 +77,7 @@ class Server:
         self._is_stopping = False
         self._is_waiting = False  # the main thread may be asleep
         self._loop: Optional[completion.Loop] = None
+        self._tasks_due = 0.0
         self._connections = Connections(self.call, codec, self._answer_at_once)
         self._turn = allocate_lock()
         self._ear = Ear(self.call, self._connections, self._turn)
@@ -152,6 +156,17 @@ class Server:
                 handle(fd, event, False)
             for _ in range(len(ready)):
                 self._answer(ready.popleft())
+            if self._loop is not None and monotonic() > self._tasks_due:
+                self._let_tasks_go_on(self._loop)
+
+    def _let_tasks_go_on(self, loop: completion.Loop) -> None:
+        self._is_waiting = True
+        try:
+            if not self._is_stopping and loop.has_tasks:
+                loop.turn()
+        finally:
+            self._is_waiting = False
+            self._tasks_due = monotonic() + _TASKS_EVERY
 
     def _sleep(self) -> List[Tuple[int, int]]:
         """Wait until there is something to do."""
