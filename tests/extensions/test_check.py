@@ -178,6 +178,31 @@ def test_nothing_of_a_pack_is_run(write: Write) -> None:
     ]
 
 
+def test_what_is_imported_in_other_ways(write: Write) -> None:
+    text = """
+        import importlib
+        import typing
+        from typing import TYPE_CHECKING
+
+        if TYPE_CHECKING:
+            import folder_paths
+        if typing.TYPE_CHECKING:
+            import nodes
+
+        def later():
+            importlib.import_module("comfy.sd")
+            return __import__("server")
+    """
+    folder = write("dynamic", text, "dependencies: [numpy]\n", deep__py="x = " + "+".join("1" * 100_000))
+    said = [(one.level, one.place, one.text.partition(":")[0]) for one in check_pack(folder).findings]
+    assert said == [
+        ("no", "__init__.py:12", "imports comfy.sd"),
+        ("no", "__init__.py:13", "imports server"),
+        ("look", "deep.py:1", "is nested too deeply to be read, so nothing is known of it"),
+        ("look", "dynamic", "no node class can be seen in its text; its methods can be called"),
+    ]
+
+
 def test_what_is_no_python_and_what_is_no_pack(write: Write) -> None:
     folder = write("broken", "def f(:\n")
     assert [finding.place for finding in check_pack(folder).findings if finding.level == "no"] == ["__init__.py:1"]

@@ -127,6 +127,32 @@ def test_a_folder_that_goes_away(run: Run, write: Write, isolated: bool) -> None
     run(main)
 
 
+def test_a_manager_that_is_closed_while_it_loads(write: Write, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    text = f"import os, time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    folder = write("hanging_pack", text)
+
+    async def main() -> None:
+        manager = ExtensionManager()
+        loading = asyncio.create_task(manager.load_extension(ExtensionConfig("hanging_pack", folder)))
+        pid = int(await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text()))
+        await asyncio.to_thread(manager.close)
+        with pytest.raises(atoll.ServiceClosed):
+            await loading
+        await asyncio.to_thread(until_gone, pid)
+        # And one whose loading is given up.
+        begun.unlink()
+        loading = asyncio.create_task(manager.load_extension(ExtensionConfig("hanging_pack", folder)))
+        pid = int(await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text()))
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert len(manager) == 0
+        await asyncio.to_thread(until_gone, pid)
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
 def test_two_packs_of_one_name(run: Run, write: Write) -> None:
     first = write("first", PACK.format(number=1), "name: second\n")
     write("second", PACK.format(number=2), "name: second\n")

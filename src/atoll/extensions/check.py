@@ -91,6 +91,9 @@ def check_pack(path: str | os.PathLike[str], modules: Iterable[str] = ()) -> Pac
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None) or 1
             findings.append(Finding("no", f"{place}:{line}", "", f"is no Python: {error}"))
+        except (RecursionError, MemoryError):
+            said = "is nested too deeply to be read, so nothing is known of it"
+            findings.append(Finding("look", f"{place}:1", "", said))
         findings += reader.findings
         nodes.update(reader.nodes)
         for name, where in reader.imported.items():
@@ -189,8 +192,13 @@ class _File:
             for one in ast.walk(tree) if isinstance(one, ast.Try)
             for part in one.body for inner in ast.walk(part)
         }  # fmt: skip
+        never = {
+            id(inner)
+            for one in ast.walk(tree) if isinstance(one, ast.If) and _is_for_type_checkers(one.test)
+            for part in one.body for inner in ast.walk(part)
+        }  # fmt: skip
         for one in ast.walk(tree):
-            for module, names in _modules_of(one):
+            for module, names in () if id(one) in never else _modules_of(one):
                 self._import(module, names, one, id(one) in guarded)
         for one in _while_imported(tree):
             if isinstance(one, ast.Call) and (name := _root_of(one.func)) in self._from_offered:
@@ -256,8 +264,8 @@ class _File:
         for kind, line in _references(cls):
             self._add(
                 "look", line, cls.name,
-                f"takes {kind}, which is passed as a reference: its methods are called, its data and parts read, and "
-                "nothing of it is set",
+                f"takes {kind}, which is passed as a reference: its methods are called, its parts and data read, "
+                "the latter as copies, and nothing of it is set",
             )  # fmt: skip
         levels = {finding.level for finding in self.findings[before:]}
         self.nodes[cls.name] = "no" if "no" in levels else "look" if levels else "yes"
@@ -284,6 +292,17 @@ def _modules_of(one: ast.AST) -> Iterator[tuple[str, list[str]]]:
             yield alias.name, [alias.asname or alias.name.partition(".")[0]]
     elif isinstance(one, ast.ImportFrom) and not one.level and one.module:
         yield one.module, [alias.asname or alias.name for alias in one.names]
+    elif isinstance(one, ast.Call) and one.args and ast.unparse(one.func) in _IMPORTERS:
+        name = one.args[0]
+        if isinstance(name, ast.Constant) and isinstance(name.value, str) and not name.value.startswith("."):
+            yield name.value, []
+
+
+_IMPORTERS = ("__import__", "import_module", "importlib.import_module")
+
+
+def _is_for_type_checkers(test: ast.AST) -> bool:
+    return isinstance(test, ast.Name | ast.Attribute) and ast.unparse(test).rpartition(".")[2] == "TYPE_CHECKING"
 
 
 def _is_node(cls: ast.ClassDef) -> bool:

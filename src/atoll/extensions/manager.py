@@ -67,7 +67,7 @@ class ExtensionManager:
         try:
             await extension.load()
         except BaseException:
-            del self._extensions[extension.name]
+            self._extensions.pop(extension.name, None)  # gone, if the manager was closed meanwhile
             await asyncio.to_thread(extension.close)
             raise
         return extension
