@@ -124,6 +124,20 @@ def _when_idle() -> None:
     libc.fflush(ctypes.c_void_p.in_dll(libc, "stdout"))
 
 
+def _prepare_when_idle(channel: Channel) -> None:
+    """What calls in JSON need is imported before the first one comes, if that takes a while; but not during a start,
+    where other workers may be starting, too."""
+    otherwise = channel.connection.on_idle
+
+    def prepare() -> None:
+        channel.prepare_json()
+        channel.connection.on_idle = otherwise
+        if otherwise is not None:
+            otherwise()
+
+    channel.connection.on_idle = prepare
+
+
 class Runtime:
     """One worker: its connections, and the function table behind them.
 
@@ -324,7 +338,7 @@ class Runtime:
         """Answer calls until the host closes the connections."""
         if self._json is not None:
             for channel in context.channels:
-                channel.prepare_json()  # READY is said: who waits for it need not wait for this, too
+                _prepare_when_idle(channel)
         if len(context.channels) == 1:
             channel = context.channels[0]
             context.current_channel.set(channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from atoll.processes import start_process
 from atoll_worker import wire
 from atoll_worker.connection import Connection
+from conditions import until
 
 PATIENCE = 30.0
 SERVICE = Path(__file__).with_name("services") / "calls.py"
@@ -168,6 +170,34 @@ def test_code_sees_that_its_deadline_has_passed(shared: Caller) -> None:
     shared.send({"function": "until_cancelled"})  # the deadline was of that call only
     shared.cancel(force=False)
     assert shared.answer() == (wire.RESULT, "told")
+
+
+def test_a_start_imports_little(tmp_path: Path) -> None:
+    """Each of these takes milliseconds, and is there once it is needed; what reads JSON, already before that."""
+    pytest.importorskip("msgspec")
+    path = tmp_path / "light.py"
+    path.write_text(
+        "import sys\nFIRST = list(sys.modules)\nfrom atoll_worker import expose\n\n"
+        "@expose\ndef first():\n    return FIRST\n\n@expose\ndef fail():\n    raise ValueError('no')\n"
+    )
+    caller = Caller(path)
+    try:
+        maps = Path(f"/proc/{caller.report['pid']}/maps")
+        until(lambda: "msgspec" in maps.read_text(), PATIENCE, "the library of a worker that is idle")
+        heavy = {"json", "_pickle", "functools", "collections", "typing", "enum", "re", "threading", "logging"}
+        added_by_site = set(isolated_modules())
+        assert not (heavy | {"atoll_worker.values", "msgspec"}) - added_by_site & set(caller.call("first"))
+        assert caller.error({"function": "fail"})["type"] == "ValueError"
+    finally:
+        caller.close()
+
+
+def isolated_modules() -> list[str]:
+    """What this interpreter has imported before any code runs."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
 
 
 def test_a_service_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
