@@ -211,9 +211,8 @@ func main() {
 	if python == "" {
 		python = *fast
 	}
-	for _, count := range []int{1, 4} {
-		ready, bare, first := starting(python, count)
-		kind := fmt.Sprint(count)
+	for kind, python := range map[string]string{"1": python, "4": python, "1, fast": *fast} {
+		ready, bare, first := starting(python, int(kind[0]-'0'))
 		got.Starts[kind] = map[string][]float64{"ready": ready, "bare": bare}
 		got.FirstCalls[kind] = first
 	}

@@ -24,8 +24,8 @@ def printed(factor: float, failed: int = 0) -> dict[str, Any]:
         "samples": dict.fromkeys(TITLES, kinds),
         "deadlines": 100,
         "failed": failed,
-        "starts": {count: {"ready": [15.0 / factor], "bare": [10.0]} for count in ("1", "4")},
-        "first_calls": {"1": [0.1], "4": [0.1]},
+        "starts": {count: {"ready": [15.0 / factor], "bare": [10.0]} for count in ("1", "4", "1, fast")},
+        "first_calls": {"1": [0.1], "4": [0.1], "1, fast": [5.0]},
     }
 
 
