@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -682,4 +684,100 @@ func TestAWorkerThatCannotBeStartedAgainLeavesNobodyWaiting(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "die", nil, nil), ErrBreakerOpen) })
+}
+
+func descriptors(t testing.TB) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("there is no /proc here")
+	}
+	return len(names)
+}
+
+// nothingIsLeft runs something twice, since the first run starts what Go keeps, and compares what there is then.
+func nothingIsLeft(t *testing.T, something func(t *testing.T)) {
+	t.Helper()
+	t.Run("once", something)
+	files, routines := descriptors(t), runtime.NumGoroutine()
+	t.Run("twice", something)
+	for what, count := range map[string]func() int{
+		"descriptors": func() int { return descriptors(t) - files },
+		"goroutines":  func() int { return runtime.NumGoroutine() - routines },
+	} {
+		for end := time.Now().Add(patient / 6); count() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				stacks := make([]byte, 1<<20)
+				t.Fatalf("%d %s more than before\n%s", count(), what, stacks[:runtime.Stack(stacks, true)])
+			}
+		}
+	}
+}
+
+func TestNothingIsLeftOfWorkers(t *testing.T) {
+	nothingIsLeft(t, func(t *testing.T) {
+		p, ctx := start(t, func(o *Options) { o.Workers, o.Concurrency = 2, 2 })
+		for range 8 {
+			_ = p.Call(ctx, "die", 3, nil)
+		}
+		short, stop := context.WithTimeout(ctx, 20*time.Millisecond)
+		defer stop()
+		_ = p.Call(short, "until_cancelled", nil, nil)
+		for range Stream[int](ctx, p, "count", 1_000_000) {
+			break
+		}
+		until(t, "a worker", func() bool { return p.Call(ctx, "add", Args{1, 1}, nil) == nil })
+	})
+}
+
+func TestNothingIsLeftOfConnections(t *testing.T) {
+	path := place(t)
+	serve(t, path, "--workers", "2")
+	nothingIsLeft(t, func(t *testing.T) {
+		p, ctx := linked(t, path, func(o *Options) { o.HealthInterval = 10 * time.Millisecond })
+		for range 8 {
+			w := p.current.Load()
+			w.others.kill()
+			until(t, "another connection", func() bool { return p.current.Load() != w && p.Call(ctx, "add", Args{1, 1}, nil) == nil })
+		}
+		short, stop := context.WithTimeout(ctx, 20*time.Millisecond)
+		defer stop()
+		_ = p.Call(short, "until_cancelled", nil, nil)
+		for range Stream[int](ctx, p, "count", 1_000_000) {
+			break
+		}
+	})
+}
+
+func TestNothingIsLeftOfWhatCouldNotBeStarted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "broken.py")
+	if err := os.WriteFile(path, []byte("raise ValueError('not today')\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	silent := lying(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+	nothingIsLeft(t, func(t *testing.T) {
+		o := options(t)
+		o.Workers, o.Concurrency = 3, 2
+		for _, after := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 60 * time.Millisecond} {
+			ctx, stop := context.WithTimeout(context.Background(), after)
+			if p, err := Start(ctx, o); err == nil {
+				_ = p.Shutdown(context.Background())
+			}
+			stop()
+		}
+		o.Service = path
+		if _, err := Start(context.Background(), o); err == nil {
+			t.Error("a broken service was started")
+		}
+		for range 3 {
+			ctx, stop := context.WithTimeout(context.Background(), 10*time.Millisecond)
+			if _, err := Dial(ctx, silent, Options{Logger: quiet()}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+			stop()
+			if _, err := Dial(context.Background(), silent+"x", Options{Logger: quiet()}); err == nil {
+				t.Error("there was nobody")
+			}
+		}
+	})
 }

@@ -241,6 +241,8 @@ def test_streams(place: Path) -> None:
                 items += batch
             assert items == list(range(1000))
             assert one.error({"function": "__next__", "args": [number, 1]})["atoll"] == "DecodeError"
+        for args in ([], ["x", 1], [True, 1], [None], [1, 2, 3]):
+            assert one.error({"function": "__next__", "args": args})["atoll"] == "DecodeError", args
         number = one.call("echo", [1, 2], stream=True)
         assert one.call("__next__", number) == [[1, 2], True], "whatever can be iterated over"
         assert one.error({"function": "add", "args": [1, 2], "stream": True})["atoll"] == "EncodeError"

@@ -436,7 +436,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise CallTimeout(f"the deadline of a call of {name!r} had passed when it came")
             timeout = request.timeout if timeout is None else min(timeout, request.timeout)
         if name == NEXT:
-            return await self._next(timeout, *args)
+            return await self._next(timeout, *args[:2])
         if name == CLOSE:
             return await self._close_stream(*args[:1])
         server = self._server
