@@ -16,6 +16,7 @@ import pytest
 
 import atoll
 from atoll.extensions import ExtensionConfig, ExtensionManager, proxy_nodes
+from interpreters import INTERPRETERS
 
 Run = Callable[[Callable[[ExtensionManager], Any]], Any]
 Write = Callable[..., Path]
@@ -218,12 +219,16 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_a_pack_imports_what_the_host_offers(run: Run, write: Write, folders: ModuleType) -> None:
+OLDEST = min(INTERPRETERS, key=lambda version: int(version.partition(".")[2]))
+
+
+@pytest.mark.parametrize("python", [None, INTERPRETERS[OLDEST]], ids=["this Python", "the oldest"])
+def test_a_pack_imports_what_the_host_offers(run: Run, write: Write, folders: ModuleType, python: str | None) -> None:
     folder = write("offered", USES)
 
     async def main(manager: ExtensionManager) -> None:
         modules = {"folder_paths": folders, "comfy.utils": folders}
-        pack = await manager.load_extension(ExtensionConfig("offered", folder, modules=modules))
+        pack = await manager.load_extension(ExtensionConfig("offered", folder, modules=modules, python=python))
         load: Any = proxy_nodes(pack)["Load"]
         assert load.INPUT_TYPES() == {"required": {"name": (["loras/first", "loras//models"],)}}
         folders.models_dir = "/elsewhere"  # type: ignore[attr-defined]

@@ -153,6 +153,24 @@ def test_a_manager_that_is_closed_while_it_loads(write: Write, tmp_path: Path) -
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
+def test_a_manifest_that_changes(run: Run, write: Write) -> None:
+    text = "import os\nfrom atoll_worker import ExtensionBase\nclass Pack(ExtensionBase):\n    def said(self):\n"
+    text += "        return os.environ['SAID']\n"
+    folder = write("manifest_pack", text, "hot_reload: true\nenv_vars: {SAID: first}\n")
+
+    async def main(manager: ExtensionManager) -> None:
+        pack = await manager.load_extension(folder)
+        assert pack.said() == "first"
+        write("manifest_pack", text, "hot_reload: true\nenv_vars: {SAID: second}\n")
+        assert pack.said() == "second"
+        write("manifest_pack", text, "hot_reload: true\nenv_vars: [SAID]\n")
+        with pytest.raises(atoll.ManifestError, match="key env_vars: found"):
+            pack.said()
+        assert pack.said() == "second"
+
+    run(main)
+
+
 def test_two_packs_of_one_name(run: Run, write: Write) -> None:
     first = write("first", PACK.format(number=1), "name: second\n")
     write("second", PACK.format(number=2), "name: second\n")
