@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a socket stands: of many that begin at once at one place, one gets it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from atoll_worker.faces import unix_socket
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # a relative path is short enough, wherever tests keep their files
+    return "s.sock"
+
+
+def leave_behind(path: str) -> None:
+    """A socket whose owner was killed."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(path)
+
+
+@pytest.mark.parametrize("is_stale", [False, True], ids=["free", "left behind"])
+def test_one_of_many_gets_it(path: str, is_stale: bool) -> None:
+    for _ in range(20):
+        if is_stale:
+            leave_behind(path)
+        got: list[object] = []
+        refused: list[str] = []
+        together = threading.Barrier(8)
+
+        def listen(together: threading.Barrier = together, got: list[object] = got, no: list[str] = refused) -> None:
+            together.wait()
+            try:
+                got.append(unix_socket.listen(path, "a worker"))
+            except FileExistsError as error:
+                no.append(str(error))
+
+        threads = [threading.Thread(target=listen) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 1
+        assert all("a worker listens here already" in words for words in refused)
+        assert len(refused) == 7
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(path)
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        got[0].close()  # type: ignore[attr-defined]
+        os.unlink(path)
+
+
+def test_a_place_that_was_taken_by_another_is_left(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.bind(path)
+        place = unix_socket.Place(path)
+        assert place.is_ours
+        os.rename(path, "elsewhere")
+        second.bind(path)
+        assert not place.is_ours
+        place.unlink()
+        assert os.path.exists(path)
+        os.rename("elsewhere", path)
+        place.unlink()
+        place.unlink()
+        assert not os.path.exists(path)
