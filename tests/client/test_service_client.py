@@ -249,6 +249,9 @@ def test_what_is_wrong_is_said(echo: Path, write: Write) -> None:
         ServiceClient(echo, wokers=2)
     with pytest.raises(atoll.ManifestError, match="give one of the two"):
         ServiceClient(echo, sys.executable, environment=sys.prefix)
+    for python in ("", "python0.9", "/nowhere/bin/python", str(echo)):
+        with pytest.raises(atoll.ManifestError, match=f"option python_executable: found '{python}', expected the path"):
+            ServiceClient(echo, python)
     with pytest.raises(atoll.ManifestError, match="always warm"):
         ServicePool(echo, warm=False)
     with ServiceClient(echo) as client:

@@ -524,11 +524,21 @@ def _absolute(source: str) -> str:
 
 
 def _interpreter(source: str, python: str | os.PathLike[str]) -> str | None:
-    """The interpreter that was asked for, as an option of a service; None if it is what there would be without."""
-    path = os.fspath(python)
+    """The interpreter that was asked for, as an option of a service; None if it is what there would be without.
+
+    Raises:
+        ManifestError: there is no such program.
+    """
+    asked = os.fspath(python)
+    path = os.path.expanduser(asked)
     if os.sep not in path:
         path = shutil.which(path) or path
-    path = os.path.abspath(os.path.expanduser(path))
+    if not (asked and os.access(path, os.X_OK)):  # a folder may be that of a virtual environment
+        raise ManifestError(
+            f"option python_executable: found {asked!r}, expected the path of an interpreter, or the name of one on "
+            "PATH; there is no such program"
+        )
+    path = os.path.abspath(path)
     if path == os.path.abspath(sys.executable):
         spec = load_spec(source)
         if not (spec.environment or spec.dependencies or spec.python or spec.lock):
