@@ -68,8 +68,30 @@ class Expression:
     def __bool__(self) -> bool:
         return True
 
+    def __mro_entries__(self, bases: Tuple[Any, ...]) -> Tuple[type, ...]:
+        # A class of the pack's own that derives from the interface's, such as a type for `comfytype`.
+        return (_OfInterface,) if next(one for one in bases if isinstance(one, Expression)) is self else ()
+
     def __repr__(self) -> str:
         return "<" + self._root + "".join("(…)" if type(step) is not str else f".{step}" for step in self._steps) + ">"
+
+
+class _OfInterface:
+    """What stands for a base class of the interface."""
+
+
+def comfytype(io_type: str, **_: Any) -> Callable[[type], type]:
+    """``io.comfytype``: a type of the pack's own, whose inputs and outputs the host makes by ``io.Custom``."""
+
+    def decorate(cls: type) -> type:
+        own = Expression(("Custom", ((io_type,), {})))
+        for name in ("Input", "Output"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(own, name))
+        setattr(cls, "io_type", io_type)  # noqa: B010 - mypy knows no such attribute
+        return cls
+
+    return decorate
 
 
 def _build_expression(parts: Any) -> Expression:
@@ -246,6 +268,7 @@ class _Interface(Expression):
 
     NodeOutput = NodeOutput
     ComfyNode = ComfyNode
+    comfytype = staticmethod(comfytype)
 
     def __init__(self) -> None:
         super().__init__(())

@@ -150,6 +150,53 @@ def test_a_schema_that_loops_over_the_interface_does_not_hang(run: Run, write: W
     run(main)
 
 
+def test_types_of_a_packs_own(run: Run, write: Write, interface: ModuleType) -> None:
+    text = """
+        from comfy_api.latest import ComfyExtension, io
+
+        @io.comfytype(io_type="PALETTE")
+        class Palette(io.ComfyTypeIO):
+            Type = list
+
+        @io.comfytype(io_type="TREE")
+        class Tree(io.ComfyTypeI, io.ComfyTypeIO):
+            class Input(io.WidgetInput):
+                def __init__(self, *args): ...
+
+        class Node(io.ComfyNode):
+            @classmethod
+            def define_schema(cls):
+                return io.Schema(node_id="Node", inputs=[Palette.Input("palette")], outputs=[Palette.Output()])
+
+            @classmethod
+            def execute(cls, palette: Palette.Type):
+                return io.NodeOutput(palette[::-1])
+
+        class Odd(Node):
+            @classmethod
+            def define_schema(cls):
+                return io.Schema(node_id="Odd", inputs=[Tree.Input("tree")])
+
+        class Pack(ComfyExtension):
+            async def get_node_list(self):
+                return [Node, Odd]
+
+        def comfy_entrypoint():
+            return Pack()
+    """
+    folder = write("typed", text)
+
+    async def main(manager: ExtensionManager) -> None:
+        nodes: Any = proxy_nodes(await manager.load_extension(ExtensionConfig("typed", folder)), interface)
+        assert list(nodes) == ["Node"]  # an input that only the pack knows is no data
+        (palette,) = nodes["Node"].define_schema().inputs
+        assert type(palette).__qualname__ == "Custom.<locals>.Made.Input"
+        assert palette.args == ("palette",)
+        assert nodes["Node"].execute(palette=[1, 2]).result == ([2, 1],)
+
+    run(main)
+
+
 FOLDERS = """
     import os
 
