@@ -121,7 +121,7 @@ class Worker:
 
     def until_ready(self) -> Worker:
         """Wait until it accepts connections."""
-        until(self._is_ready, what="the worker to accept connections")
+        until(self._is_ready, within=90, what="the worker to accept connections")  # it may import much
         return self
 
     def _is_ready(self) -> bool:
