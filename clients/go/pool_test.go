@@ -260,7 +260,7 @@ func TestADeadWorkerIsReportedAndReplaced(t *testing.T) {
 
 func TestTheBreakerRefusesCallsWhileWorkersKeepDying(t *testing.T) {
 	p, ctx := start(t, func(o *Options) {
-		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 2, BreakerFor: 300 * time.Millisecond}
+		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 2, BreakerFor: time.Second}
 	})
 	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "die", 3, nil), ErrBreakerOpen) })
 	if p.Healthy() == nil {
@@ -535,7 +535,7 @@ func TestOptionsThatAreWrong(t *testing.T) {
 // pauses begin anew.
 func TestTheBreakerOfASingleWorkerIsHalfOpenForATrial(t *testing.T) {
 	p, ctx := start(t, func(o *Options) {
-		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 3, BreakerFor: 200 * time.Millisecond}
+		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 3, BreakerFor: time.Second}
 	})
 	var died *WorkerDied
 	deaths := 0
