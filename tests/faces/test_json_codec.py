@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from mmap import ACCESS_COPY, mmap
 from typing import Any
 
 import numpy
@@ -42,8 +43,15 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 def test_values_come_back(codec: Codec, value: Any) -> None:
     payload = codec.encode(value)
     assert json.loads(payload) == value
-    for kind in (bytes, bytearray, memoryview):
+    for kind in (bytes, bytearray, memoryview, mapped):
         assert codec.decode(kind(payload)) == value
+
+
+def mapped(payload: bytes) -> mmap:
+    """What a worker receives large frames in."""
+    memory = mmap(-1, len(payload), access=ACCESS_COPY)
+    memory[:] = payload
+    return memory
 
 
 @pytest.mark.parametrize("one", ["x", "é", "☃", '"', "\\", "\n", "\x00", "\x1f", " ", "\x7f", "\ud800"], ids=ascii)
