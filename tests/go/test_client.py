@@ -87,6 +87,11 @@ def test_it_is_built_for_others(go: str, system: str) -> None:
     run(go, "clients/go", "vet", "./...", GOOS=name, GOARCH=processor, CGO_ENABLED="0")
 
 
+def test_the_code_is_formatted(go: str) -> None:
+    # The toolchain of the package index comes with the formatter's source, not with its program.
+    assert run(go, ".", "run", "cmd/gofmt", "-l", *MODULES) == ""
+
+
 def test_the_client_needs_nothing_but_the_standard_library(go: str) -> None:
     names = run(go, "clients/go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./...").split()
     assert names == ["atoll/clients/go"]
