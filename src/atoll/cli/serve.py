@@ -26,7 +26,7 @@ def serve(
     max_size: Annotated[str, typer.Option(help='The largest message that is read, such as "64MB".')] = "64MiB",
     timeout: Annotated[float | None, typer.Option(help="Seconds a call may take.", min=0.001)] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that run the service.", min=1, max=1000)] = None,
-    max_connections: Annotated[int, typer.Option(help="Clients of the socket at a time.", min=1, max=100_000)] = 1000,
+    max_connections: Annotated[int, typer.Option(help="Clients of the socket at a time.", min=1, max=100_000)] = 500,
     grace: Annotated[
         float, typer.Option(help="Seconds that calls get to end when the socket's service is told to.", min=0.0)
     ] = 10.0,

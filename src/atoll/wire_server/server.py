@@ -34,8 +34,8 @@ logger = logging.getLogger("atoll.socket")
 
 # Bytes of the largest request.
 MAX_SIZE = 64 << 20
-# Clients that are served at a time.
-MAX_CONNECTIONS = 1000
+# Clients that are served at a time: with what else is open, within the 1,024 files that a process may usually have.
+MAX_CONNECTIONS = 500
 # So many more are told that there are too many; those beyond see their connection end.
 _TOLD_MORE = 100
 # Descriptors that are left for workers and everything else.
