@@ -13,6 +13,7 @@ import os
 import sys
 
 from .completion import complete, is_coroutine
+from .host_modules import explain
 from .lent import unlend
 from .node_interface import MARK, Hidden, described, hidden_now, told
 from .service import (
@@ -409,6 +410,9 @@ class _Nodes:
         try:
             result = getattr(target, method)(**unlend(inputs))
             return told(complete(_knowing(known, result)) if is_coroutine(result) else result)
+        except ImportError as error:
+            explain(error)
+            raise
         finally:
             hidden_now.reset(token_of_hidden)
 
@@ -447,6 +451,7 @@ class _ExtensionService(Service):
             try:
                 nodes[str(node_id)] = describe_node(node_id, cls)
             except Exception as error:
+                explain(error)
                 refused[str(node_id)] = f"{type(error).__name__}: {error}"
         methods = {name: is_coroutine_function(method) for name, method in methods_of(self.extension)}
         return {"methods": methods, "nodes": nodes, "refused": refused, "display_names": display_names(self._module)}
@@ -514,6 +519,7 @@ def table_of_extension(path: str, modules: Optional[Mapping[str, Any]] = None) -
     try:
         table.add_service(lambda: _ExtensionService(path, modules or {}))
     except BaseException as error:
+        explain(error)
         # Of its traceback the author of the pack wants their own lines, not how they were come to.
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_NOT_OF_PACKS):

@@ -56,7 +56,6 @@ def provide(modules: Mapping[str, Mapping[str, Any]]) -> None:
         above, _, last = name.rpartition(".")
         if above:
             vars(sys.modules[above])[last] = sys.modules[name]
-    sys.meta_path.append(_OfHost)
 
 
 class HostModule(ModuleType):
@@ -110,18 +109,19 @@ def _forwarding(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-class _OfHost:
-    """The last of ``sys.meta_path``: says of ComfyUI's modules why they are not there."""
+def explain(error: BaseException) -> None:
+    """Have an import that failed, because what it asks for is ComfyUI's, say so and what to do.
 
-    @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
-        top = name.partition(".")[0]
-        if top == "comfy_api":
-            raise ModuleNotFoundError(
-                f"no module {name!r}: an isolated pack runs without ComfyUI; of its interface there is comfy_api.latest"
-            )
-        if top in OF_HOST and (path is None or isinstance(sys.modules.get(top), HostModule)):
-            raise ModuleNotFoundError(
-                f"no module {name!r}: an isolated pack runs without ComfyUI ({OF_HOST[top]}). The host can offer its "
-                f'own: ExtensionConfig(..., modules={{"{name}": {name}}})'
-            )
+    Not in the import system: packs look there whether ComfyUI is there, and it is not.
+    """
+    name = getattr(error, "name", None) if isinstance(error, ImportError) else None
+    top = name.partition(".")[0] if isinstance(name, str) else ""
+    here = sys.modules.get(top)
+    if top == "comfy_api":
+        hint = "of its interface there is comfy_api.latest"
+    elif top in OF_HOST and (here is None or isinstance(here, HostModule)):
+        hint = f'{OF_HOST[top]}. The host can offer modules: ExtensionConfig(..., modules={{"{name}": {name}}})'
+    else:
+        return
+    assert isinstance(error, ImportError)
+    error.msg = f"{error.msg}: an isolated pack runs without ComfyUI; {hint}"

@@ -296,10 +296,11 @@ def test_a_pack_imports_what_the_host_offers(run: Run, write: Write, folders: Mo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import folder_paths", r"no module 'folder_paths': an isolated pack runs without ComfyUI .* modules=\{"),
-        ("from comfy import model_management", r"no module 'comfy': an isolated pack runs without ComfyUI"),
-        ("import comfy.model_management", r"no module 'comfy': an isolated pack runs without ComfyUI"),
-        ("from server import PromptServer", r"no module 'server': .*routes and messages to the browser"),
+        ("import folder_paths", r"No module named 'folder_paths': an isolated pack runs without ComfyUI.* modules=\{"),
+        ("from comfy import model_management", r"No module named 'comfy': an isolated pack runs without ComfyUI"),
+        ("import comfy.model_management", r"No module named 'comfy': an isolated pack runs without ComfyUI"),
+        ("from server import PromptServer", r"No module named 'server': .*routes and messages to the browser"),
+        ("from comfy_api.latest._io import Image", r"of its interface there is comfy_api\.latest"),
         ("from comfy_api.latest import ComfyAPI", r"comfy_api\.latest\.ComfyAPI is ComfyUI's own"),
         ("import absent_everywhere", "No module named 'absent_everywhere'"),
     ],
@@ -331,6 +332,39 @@ def test_an_offered_module_is_called_while_a_node_runs_only(run: Run, write: Wri
         pack = await manager.load_extension(ExtensionConfig("guarded", guarded, modules={"comfy.utils": folders}))
         node: Any = proxy_nodes(pack)["N"]
         assert node().run() == ("/models", None)
+
+    run(main)
+
+
+def test_packs_may_look_whether_their_host_is_there(run: Run, write: Write) -> None:
+    folder = write(
+        "looking",
+        """
+        import importlib.util
+
+        THERE = [name for name in ("folder_paths", "comfy", "nodes") if importlib.util.find_spec(name)]
+        try:
+            import comfy.samplers
+        except ModuleNotFoundError as error:
+            THERE.append(str(error))
+
+        class Node:
+            FUNCTION = "run"
+
+            def run(self, really=False):
+                if really:
+                    import comfy.samplers
+                return THERE
+
+        NODE_CLASS_MAPPINGS = {"Node": Node}
+        """,
+    )
+
+    async def main(manager: ExtensionManager) -> None:
+        node: Any = proxy_nodes(await manager.load_extension(ExtensionConfig("looking", folder)))["Node"]
+        assert node().run() == ["No module named 'comfy'"]
+        with pytest.raises(ImportError, match="No module named 'comfy': an isolated pack runs without ComfyUI"):
+            node().run(really=True)
 
     run(main)
 
