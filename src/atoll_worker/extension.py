@@ -15,7 +15,8 @@ import sys
 from .completion import complete, is_coroutine
 from .host_modules import explain
 from .lent import unlend
-from .node_interface import MARK, Hidden, described, hidden_now, told
+from .node_description import describe_node, function_of, id_of, kind_of
+from .node_interface import Hidden, hidden_now, told
 from .service import (
     FunctionTable,
     Service,
@@ -37,10 +38,6 @@ RUN_NODE = "__run_node__"
 _NOT_OF_PACKS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib")
 
 _NOT_CALLED = frozenset(("on_module_loaded", "on_unload"))
-_OPTIONAL_METHODS = {
-    "v1": ("IS_CHANGED", "VALIDATE_INPUTS", "check_lazy_status"),
-    "v3": ("fingerprint_inputs", "validate_inputs", "check_lazy_status"),
-}
 
 
 class ExtensionBase:
@@ -238,7 +235,7 @@ async def _nodes_of(module: ModuleType) -> Dict[str, Any]:
             raise ValueError(f"{module.__file__}: get_node_list() returned {listed!r:.100}, expected node classes")
         for cls in listed:
             try:
-                node_id = _id_of(cls)
+                node_id = id_of(cls)
             except Exception:  # of this node alone: what is wrong with it is said when it is described
                 node_id = getattr(cls, "__name__", repr(cls))
             nodes[node_id] = cls
@@ -249,126 +246,7 @@ async def _awaited(value: Any) -> Any:
     return await value if is_coroutine(value) else value
 
 
-def _id_of(cls: Any) -> str:
-    schema = described_schema(cls)
-    if not isinstance(schema, dict):
-        raise TypeError(f"its schema is {schema!r:.100}, expected io.Schema(...)")
-    if schema.get("node_id"):
-        return str(schema["node_id"])
-    for step in schema.get(MARK, ()):
-        if not isinstance(step, str):
-            args, kwargs = step
-            node_id = kwargs.get("node_id") or (args[0] if args else None)
-            if node_id:
-                return str(node_id)
-    raise TypeError("its schema names no node_id")
-
-
 # -- nodes -------------------------------------------------------------------------------------------------------------
-
-
-def kind_of(cls: Any) -> str:
-    """``"v1"`` or ``"v3"``: which of ComfyUI's interfaces a node class has."""
-    return "v3" if hasattr(cls, "define_schema") or hasattr(cls, "DEFINE_SCHEMA") else "v1"
-
-
-def function_of(cls: Any) -> str:
-    """The name of the method that runs a node."""
-    return "execute" if kind_of(cls) == "v3" else str(getattr(cls, "FUNCTION", "execute"))
-
-
-def described_schema(cls: Any) -> Any:
-    """A V3 node's schema, as what its host evaluates, or as plain data."""
-    define = getattr(cls, "DEFINE_SCHEMA", None) or cls.define_schema
-    schema = define()
-    node_id = getattr(schema, "node_id", None)
-    if isinstance(node_id, str):  # of the host's own interface: the pack runs in the host
-        return {MARK: [[(), {"node_id": node_id}]]}
-    return described(schema)
-
-
-def describe_node(node_id: str, cls: Any) -> Dict[str, Any]:
-    """What a host must know of a node to make a class that looks like it. Plain data.
-
-    Raises:
-        TypeError: what it says of itself is no data, or it is no node; the message names the node.
-    """
-    try:
-        _check_node(node_id, cls)
-        kind = kind_of(cls)
-        function = function_of(cls)
-        about: Dict[str, Any] = {
-            "kind": kind,
-            "name": getattr(cls, "__name__", str(node_id)),
-            "doc": getattr(cls, "__doc__", None) or "",
-            "function": function,
-            "is_async": is_coroutine_function(getattr(cls, function, None)),
-            "parameters": _parameters(getattr(cls, function, None)),
-            "methods": {
-                name: {"parameters": _parameters(member), "is_async": is_coroutine_function(member)}
-                for name in _OPTIONAL_METHODS[kind]
-                for member in [_own(cls, name)]
-                if member is not None
-            },
-        }
-        if kind == "v3":
-            _id_of(cls)
-            about["schema"] = described_schema(cls)
-        elif hasattr(cls, "INPUT_TYPES"):
-            about["input_types"] = described(cls.INPUT_TYPES())
-        about["attributes"] = dict(_attributes(cls))
-    except TypeError as error:
-        raise TypeError(f"node {node_id!r}: {error}") from error
-    except RecursionError as error:
-        raise TypeError(f"node {node_id!r}: what it says of itself is nested without end") from error
-    return about
-
-
-def _check_node(node_id: Any, cls: Any) -> None:
-    if not isinstance(node_id, str):
-        raise TypeError(f"its id is {node_id!r:.100}, expected text")
-    if not isinstance(cls, type):
-        raise TypeError(f"it is {cls!r:.100}, expected a class")
-    if kind_of(cls) == "v1" and not isinstance(getattr(cls, "FUNCTION", None), str):
-        said = repr(cls.FUNCTION) if hasattr(cls, "FUNCTION") else "missing"
-        raise TypeError(f"its FUNCTION is {said:.100}, expected the name of the method that runs it")
-    if not callable(getattr(cls, function_of(cls), None)):
-        raise TypeError(f"it has no method {function_of(cls)!r}, which is to run it")
-
-
-def _attributes(cls: Any) -> Iterator[Tuple[str, Any]]:
-    """What a host reads of a class. What is no data is the pack's own, but for the types of its results."""
-    for name in dir(cls):
-        if not name.isupper() or name.startswith("_"):
-            continue
-        try:
-            member = getattr(cls, name)
-            if not callable(member):
-                yield name, described(member)
-        except Exception:
-            if name == "RETURN_TYPES":
-                raise
-
-
-def _own(cls: Any, name: str) -> Any:
-    """A method that the pack itself defines."""
-    for one in getattr(cls, "__mro__", ()):
-        if name in vars(one):
-            return getattr(cls, name) if not one.__module__.startswith(("comfy_api", "atoll_worker")) else None
-    return None
-
-
-def _parameters(function: Any) -> List[Tuple[str, str]]:
-    """The names and kinds of what a method takes, but for the object or class."""
-    from inspect import Parameter, signature
-
-    try:
-        found = list(signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return [("inputs", "VAR_KEYWORD")]
-    if found and found[0].name in ("self", "cls") and found[0].kind is not Parameter.KEYWORD_ONLY:
-        del found[0]
-    return [(one.name, one.kind.name) for one in found]
 
 
 class _Nodes:
