@@ -40,7 +40,7 @@ def compile_program(go: str, folder: Path) -> Path:
     """The measuring program. Raises RuntimeError with what the compiler said."""
     program = folder / "go-client"
     folder.mkdir(parents=True, exist_ok=True)
-    environ = {"GOCACHE": str(folder / "go-cache"), **os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    environ = {"GOCACHE": str(BUILD / "gocache"), **os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     done = subprocess.run(
         [go, "build", "-o", str(program), "."], cwd=PROGRAM, env=environ, capture_output=True, text=True, check=False
     )
