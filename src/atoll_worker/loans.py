@@ -525,6 +525,7 @@ class Loans:
                     reserve.release()
             data, ancillary, _, _ = self._sock.recvmsg(_PASSED.size, _RIGHTS, MSG_DONTWAIT | _CLOEXEC)
         except OSError:
+            reserve.keep()
             return False
         descriptors = _descriptors(ancillary)
         try:
@@ -532,7 +533,8 @@ class Loans:
                 if data:
                     raise DecodeError("what was passed beside a descriptor is not understood")
                 return False
-            self._take(*_PASSED.unpack(data), descriptors, is_short)
+            kind, number, size = _PASSED.unpack(data)
+            self._take(kind, number, size, descriptors, is_short)
             return True
         finally:
             for fd in descriptors:
