@@ -156,6 +156,8 @@ NUMBERS = [
     "{'a': (1, 'x', float('inf'))}",
     "{'first': [1.0, 2.0], 'then': float('nan'), 'last': 1.0}",
     "__import__('collections').OrderedDict(a=float('inf'))",
+    "[{'a': 1, 'b': 'x', 'c': 0.5} for _ in range(2000)] + [{'a': [float('nan')]}]",
+    "[[1, 'x', (0.5, float('-inf'))] for _ in range(2000)]",
 ]
 
 
@@ -272,3 +274,9 @@ def test_other_values_of_python_cross_all_the_same(file: Path) -> None:
         assert client.call({"given": (1, {2}), "run": "result = params['given']"})["result"] == (1, {2})
         one = client.call({"run": "result = {'a': [1.5]}; result['itself'] = result"})
         assert one["itself"]["itself"]["a"] == [1.5]
+        one = client.call({"run": "result = {'many': [0, 'x'] * 1000}; result['many'].append(result)"})
+        assert one["many"][-1]["many"][:2] == [0, "x"]
+        shared = "part = [0.5, 'x']\nfor _ in range(60):\n    part = [part, part]\nresult = [0] * 1000 + [part]"
+        with pytest.raises(atoll.ServiceFailed, match="there is no inf in JSON"):
+            client.call({"run": f"{shared}\nresult.append(float('inf'))"})
+        assert len(client.call({"run": shared})["result"]) == 1001

@@ -11,7 +11,7 @@ from time import gmtime, strftime, time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Mapping, NoReturn, Union
+    from typing import Any, Dict, List, Mapping, NoReturn, Set, Union
 
 # The three contexts that an error may have.
 INVALID_JSON = "Invalid JSON input"
@@ -147,36 +147,72 @@ def _not_finite(value: Any, label: str) -> Any:
 
 
 def _has_not_finite(value: Any) -> bool:
+    """One by one while they are few, as in most calls."""
     waiting = [value]
-    seen = set()  # a value may hold itself
+    seen: Set[int] = set()  # a value may hold itself
     while waiting:
+        if len(waiting) > _FEW:
+            return _has_level_not_finite(waiting, seen)
         one = waiting.pop()
-        if isinstance(one, float):
+        kind = type(one)
+        if kind in _FINITE:
+            continue
+        if issubclass(kind, float):
             if not -_INFINITY < one < _INFINITY:
                 return True
-        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+        elif issubclass(kind, (dict, list, tuple)) and id(one) not in seen:
             seen.add(id(one))
-            parts = one.values() if isinstance(one, dict) else one
-            kinds = set(map(type, parts))
-            if kinds <= _FINITE:
-                continue
-            if kinds <= _NUMBERS and _is_sum_finite(parts):
-                continue
-            waiting += parts
+            if issubclass(kind, dict):
+                waiting += one.values()
+            elif not (one and type(one[0]) is float and _is_sum_finite(one)):
+                waiting += one
     return False
 
 
-def _is_sum_finite(numbers: Any) -> bool:
-    """Whether it is plain that all of many numbers are finite, without looking at each."""
+def _has_level_not_finite(level: List[Any], seen: Set[int]) -> bool:
+    """Level by level, so that loops over many are those of C."""
+    from itertools import chain
+
+    depth = count = 0
+    while level:
+        kinds = set(map(type, level)) - _FINITE
+        if not all(-_INFINITY < one < _INFINITY for one in _those_of(float, level, kinds)):
+            return True
+        dicts, sequences = _those_of(dict, level, kinds), _those_of((list, tuple), level, kinds)
+        depth += 1
+        count += len(level)
+        if depth > _DEEP or count > _MANY:  # it may hold itself, or the same part very often
+            dicts, sequences = _not_in(seen, dicts), _not_in(seen, sequences)
+        level = list(chain(chain.from_iterable(map(dict.values, dicts)), chain.from_iterable(sequences)))
+    return False
+
+
+def _those_of(base: Any, values: List[Any], kinds: Set[type]) -> List[Any]:
+    """Those of many values that are of a class, where ``kinds`` are the classes that there are."""
+    wanted = {kind for kind in kinds if issubclass(kind, base)}
+    return [one for one in values if type(one) in wanted] if wanted else []
+
+
+def _not_in(seen: Set[int], values: List[Any]) -> List[Any]:
+    """Those that were not seen before, each once; from now on they were."""
+    by_id = {id(one): one for one in values if id(one) not in seen}
+    seen.update(by_id)
+    return list(by_id.values())
+
+
+def _is_sum_finite(values: Any) -> bool:
+    """Whether these are numbers, and plainly none of them is infinite: then their sum is not."""
     try:
-        return bool(-_INFINITY < sum(numbers) < _INFINITY)
-    except OverflowError:  # a whole number beyond those with a fraction
+        total = sum(values)
+    except Exception:  # something else is among them, or a whole number beyond those with a fraction
         return False
+    return type(total) is float and -_INFINITY < total < _INFINITY
 
 
 _INFINITY = float("inf")
 _FINITE = frozenset((str, int, bool, type(None), bytes))
-_NUMBERS = frozenset((float, int, bool))
+# Parts that are looked at one by one; and levels, and parts of them, before it is remembered which were seen.
+_FEW, _DEEP, _MANY = 500, 50, 5_000_000
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
