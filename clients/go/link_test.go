@@ -33,8 +33,13 @@ type served struct {
 
 func serve(t testing.TB, path string, more ...string) *served {
 	t.Helper()
+	return serveFile(t, options(t).Service, path, more...)
+}
+
+func serveFile(t testing.TB, file, path string, more ...string) *served {
+	t.Helper()
 	o := options(t)
-	service, err := filepath.Abs(o.Service)
+	service, err := filepath.Abs(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,6 +289,24 @@ func TestTheBreakerOpensWhileAServiceIsAway(t *testing.T) {
 	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "add", Args{1, 1}, nil), ErrBreakerOpen) })
 	serve(t, path)
 	until(t, "the service's return", func() bool { return p.Call(ctx, "add", Args{1, 1}, nil) == nil })
+}
+
+func TestAServiceWhoseWorkersKeepDyingSaysSo(t *testing.T) {
+	path := place(t)
+	text := "# /// script\n# [tool.atoll]\n# restart = {backoff = 0.001}\n# breaker = {failures = 2, cooldown = 1000}\n# ///\n" +
+		"import os\nfrom atoll_worker import expose\n@expose\ndef add(a, b):\n    return a + b\n@expose\ndef die(code):\n    os._exit(code)\n"
+	if err := os.WriteFile(path+".py", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	serveFile(t, path+".py", path)
+	p, ctx := linked(t, path, func(o *Options) { o.HealthInterval = 10 * time.Millisecond })
+	until(t, "its breaker", func() bool { return errors.Is(p.Call(ctx, "die", 3, nil), ErrBreakerOpen) })
+	until(t, "what it says of itself", func() bool { return errors.Is(p.Healthy(), ErrBreakerOpen) })
+	var raised *RemoteError
+	if err := p.Call(ctx, "add", Args{1, 1}, nil); !errors.As(err, &raised) || raised.Own != "CircuitOpen" ||
+		outcomeOf(err) != outcomeRefused {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestAServiceThatEndsInOrderAnswersFirst(t *testing.T) {
