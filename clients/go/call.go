@@ -106,8 +106,11 @@ func isPlain(text []byte) bool {
 }
 
 // exchange makes a call on a connection. If give is true the caller has the connection still, and gives it back once it
-// has used the answer.
-func (p *Pool) exchange(ctx context.Context, c *connection, request *bytes.Buffer) (f frame, give bool, err error) {
+// has used the answer. One that comes though the call was given up is for late, if that is not nil, which returns whether
+// it has left the connection to be given back.
+func (p *Pool) exchange(
+	ctx context.Context, c *connection, request *bytes.Buffer, late func(frame) bool,
+) (f frame, give bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return f, true, err
 	}
@@ -145,8 +148,9 @@ func (p *Pool) exchange(ctx context.Context, c *connection, request *bytes.Buffe
 		p.open.Add(1)
 		go func() {
 			defer p.ended()
-			p.giveUp(c, rest)
-			p.dispatcher.put(c)
+			if f, answered := p.giveUp(c, rest); !answered || late == nil || late(f) {
+				p.dispatcher.put(c)
+			}
 		}()
 		return f, false, err
 	}
@@ -154,17 +158,17 @@ func (p *Pool) exchange(ctx context.Context, c *connection, request *bytes.Buffe
 }
 
 // giveUp has a call end whose caller has left; rest is what was not sent of it yet.
-func (p *Pool) giveUp(c *connection, rest []byte) {
+func (p *Pool) giveUp(c *connection, rest []byte) (f frame, answered bool) {
 	if rest != nil {
 		ctx, stop := context.WithTimeout(context.Background(), endGrace)
 		defer stop()
 		if c.write(ctx, rest) != nil {
 			p.options.Logger.Error("a worker does not take what is sent, and is given up", "pid", c.worker.pid)
 			c.worker.others.kill()
-			return
+			return f, false
 		}
 	}
-	c.worker.others.giveUp(c.worker, c)
+	return c.worker.others.giveUp(c.worker, c)
 }
 
 // take returns a connection to a worker that is alive.
@@ -208,7 +212,7 @@ func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 	if err != nil {
 		return err
 	}
-	f, give, err := p.exchange(ctx, c, request)
+	f, give, err := p.exchange(ctx, c, request, nil)
 	if give {
 		if err == nil && len(f.payload) > detachFrom {
 			defer putMemory(c.detach()) // whatever was decoded is a copy
@@ -243,7 +247,7 @@ func (p *Pool) decode(f frame, out any) error {
 	case nil:
 		return nil
 	case *string:
-		if last := len(f.payload) - 1; last > 0 && f.payload[0] == '"' && f.payload[last] == '"' {
+		if last := len(f.payload) - 1; out != nil && last > 0 && f.payload[0] == '"' && f.payload[last] == '"' {
 			if text := f.payload[1:last]; isPlain(text) {
 				*out = string(text)
 				return nil
@@ -315,11 +319,11 @@ type stream struct {
 }
 
 func (p *Pool) openStream(ctx context.Context, name string, in any) (*stream, error) {
+	opening, err := request(name, in, true) // before the stream counts as begun: it runs code of the caller's, which may panic
 	if err := p.begin(); err != nil {
 		return nil, err
 	}
 	s := &stream{pool: p, began: time.Now()}
-	opening, err := request(name, in, true)
 	if err == nil {
 		defer putRequest(opening)
 		s.connection, err = p.take(ctx)
@@ -345,7 +349,13 @@ func (s *stream) call(ctx context.Context, name string, args Args, out any) erro
 }
 
 func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error {
-	f, give, err := s.pool.exchange(ctx, s.connection, request)
+	c, number := s.connection, s.number
+	f, give, err := s.pool.exchange(ctx, c, request, func(f frame) bool {
+		if number == 0 && f.kind == kindResult && json.Unmarshal(f.payload, &number) != nil {
+			return true
+		}
+		return s.pool.closeIterator(c, number)
+	})
 	if !give {
 		s.connection = nil
 	}
@@ -354,24 +364,35 @@ func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error
 	}
 	if err != nil {
 		s.err = err
-		var raised *RemoteError
-		if errors.As(err, &raised) {
-			s.number = 0 // an iterator that raised has ended
-		}
 	}
 	return err
 }
 
+// closeIterator has an iterator end that is not read any more, whatever it has come to; 0 stands for none. It returns
+// whether the caller has the connection still.
+func (p *Pool) closeIterator(c *connection, number int) bool {
+	select {
+	case <-c.worker.exited:
+		return true
+	default:
+	}
+	if number == 0 {
+		return true
+	}
+	closing, err := request("__close__", Args{number}, false)
+	if err != nil {
+		return true
+	}
+	defer putRequest(closing)
+	ctx, stop := context.WithTimeout(context.Background(), endGrace)
+	defer stop()
+	_, give, _ := p.exchange(ctx, c, closing, nil)
+	return give
+}
+
 func (s *stream) close() {
-	if s.connection != nil {
-		if s.number != 0 && s.err == nil {
-			ctx, stop := context.WithTimeout(context.Background(), endGrace)
-			_ = s.call(ctx, "__close__", Args{s.number}, nil)
-			stop()
-		}
-		if s.connection != nil {
-			s.pool.dispatcher.put(s.connection)
-		}
+	if s.connection != nil && s.pool.closeIterator(s.connection, s.number) {
+		s.pool.dispatcher.put(s.connection)
 	}
 	s.pool.metrics.count(time.Since(s.began), s.err)
 	s.pool.ended()

@@ -22,8 +22,9 @@ type others interface {
 	letEnd()
 	// kill has them end now, as far as that is this program's to do.
 	kill()
-	// giveUp has the call in progress on a connection end, and returns whether the connection goes on serving.
-	giveUp(w *worker, c *connection) bool
+	// giveUp has the call in progress on a connection end, and returns what it was answered with, and whether it was: then
+	// the connection goes on serving.
+	giveUp(w *worker, c *connection) (frame, bool)
 	// lost waits for the end of those who have closed a connection, and says how they ended.
 	lost(w *worker, phase string) error
 }

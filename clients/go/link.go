@@ -121,14 +121,13 @@ func (l *link) kill() {
 func (l *link) letEnd() { l.kill() }
 
 // giveUp says so to the service, which sees to it that the code ends, and answers at once.
-func (l *link) giveUp(w *worker, c *connection) bool {
+func (l *link) giveUp(w *worker, c *connection) (f frame, answered bool) {
 	ctx, stop := context.WithTimeout(context.Background(), endGrace)
 	defer stop()
-	frame := append(make([]byte, headerSize), cancelled(0, true)...)
-	broken := c.send(ctx, kindCancel, codecRaw, c.callID, frame) == errClosed
-	answered := false
+	cancel := append(make([]byte, headerSize), cancelled(0, true)...)
+	broken := c.send(ctx, kindCancel, codecRaw, c.callID, cancel) == errClosed
 	if !broken {
-		answered, broken = w.ended(c, endGrace)
+		f, answered, broken = w.ended(c, endGrace)
 	}
 	switch {
 	case broken: // the others may be answered still
@@ -136,7 +135,7 @@ func (l *link) giveUp(w *worker, c *connection) bool {
 	case !answered:
 		l.kill()
 	}
-	return answered
+	return f, answered
 }
 
 func (l *link) lost(*worker, string) error {

@@ -164,6 +164,9 @@ func TestErrors(t *testing.T) {
 	if _, err := Call[int](ctx, p, "echo", "text"); !errors.As(err, &decode) {
 		t.Errorf("got %#v", err)
 	}
+	if err := p.Call(ctx, "echo", "text", (*string)(nil)); !errors.As(err, &decode) {
+		t.Errorf("got %#v", err)
+	}
 	if sum := must2(Call[int](ctx, p, "add", Args{1, 2}))(t); sum != 3 {
 		t.Error("the worker is of no use afterwards")
 	}
@@ -318,6 +321,69 @@ func TestStreams(t *testing.T) {
 	}
 	if now := len(must2(Call[[]string](ctx, p, "ended", nil))(t)); now != before+1 {
 		t.Error("the generator was not closed")
+	}
+}
+
+func TestStreamsThatAreGivenUpAreClosed(t *testing.T) {
+	theirs := place(t)
+	serve(t, theirs)
+	for name, begin := range map[string]func() (*Pool, context.Context){
+		"worker":  func() (*Pool, context.Context) { return start(t, nil) },
+		"service": func() (*Pool, context.Context) { return linked(t, theirs, nil) },
+	} {
+		p, ctx := begin()
+		closed := len(must2(Call[[]string](ctx, p, "ended", nil))(t))
+		for how, read := range map[string]func(context.Context, context.CancelFunc){
+			"between two items": func(ctx context.Context, stop context.CancelFunc) {
+				for range Stream[int](ctx, p, "count", 1_000_000) {
+					stop()
+				}
+			},
+			"while one is waited for": func(ctx context.Context, stop context.CancelFunc) {
+				for range Stream[int](ctx, p, "count_patiently", Args{1_000_000, 0.05}) {
+					time.AfterFunc(5*time.Millisecond, stop)
+				}
+			},
+			"an item that does not fit": func(ctx context.Context, _ context.CancelFunc) {
+				for range Stream[string](ctx, p, "count", 1_000_000) {
+				}
+			},
+		} {
+			its, stop := context.WithCancel(ctx)
+			read(its, stop)
+			stop()
+			closed++
+			until(t, name+", "+how+": the end of the generator", func() bool {
+				return len(must2(Call[[]string](ctx, p, "ended", nil))(t)) == closed
+			})
+		}
+	}
+}
+
+type explosive struct{}
+
+func (explosive) MarshalJSON() ([]byte, error) { panic("it explodes") }
+
+func TestAnArgumentThatPanicsLeavesNoCallBehind(t *testing.T) {
+	p, ctx := start(t, nil)
+	for _, call := range []func(){
+		func() { _ = p.Call(ctx, "echo", explosive{}, nil) },
+		func() {
+			for range Stream[int](ctx, p, "count", explosive{}) {
+			}
+		},
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("it did not panic")
+				}
+			}()
+			call()
+		}()
+	}
+	if open := p.open.Load(); open != 0 {
+		t.Errorf("%d calls count as open", open)
 	}
 }
 

@@ -237,29 +237,29 @@ func (p *process) lost(w *worker, phase string) error {
 	return &WorkerDied{PID: p.pid, Status: p.status, Phase: phase, Stderr: p.stderr.lines()}
 }
 
-// ended waits for the answer to a call that was given up. It returns whether it came, and whether none ever will.
-func (w *worker) ended(c *connection, patience time.Duration) (answered, broken bool) {
+// ended waits for the answer to a call that was given up. It returns it, whether it came, and whether none ever will.
+func (w *worker) ended(c *connection, patience time.Duration) (f frame, answered, broken bool) {
 	ctx, stop := context.WithTimeout(context.Background(), patience)
 	defer stop()
-	_, err := c.answer(ctx)
+	f, err := c.answer(ctx)
 	var against *ProtocolError
 	if errors.As(err, &against) {
 		w.logger.Error("the worker broke the rules of the wire", "error", err)
 		w.others.kill()
 	}
-	return err == nil, err != nil && !errors.Is(err, context.DeadlineExceeded)
+	return f, err == nil, err != nil && !errors.Is(err, context.DeadlineExceeded)
 }
 
 // giveUp: code that asks is told, then Cancelled is raised in it, then the worker is ended.
-func (p *process) giveUp(w *worker, c *connection) bool {
+func (p *process) giveUp(w *worker, c *connection) (frame, bool) {
 	steps := []time.Duration{cooperation, interruption, interruption}
 	for step, patience := range steps {
 		if step == 0 && !w.about.Cooperative {
 			continue
 		}
 		w.say(kindCancel, c.callID, cancelled(c.index, step > 0))
-		if answered, broken := w.ended(c, patience); answered || broken {
-			return answered
+		if f, answered, broken := w.ended(c, patience); answered || broken {
+			return f, answered
 		}
 	}
 	w.logger.Warn("a call does not let itself be cancelled; its worker is stopped")
@@ -269,7 +269,7 @@ func (p *process) giveUp(w *worker, c *connection) bool {
 	case <-time.After(termination):
 		p.kill()
 	}
-	return false
+	return frame{}, false
 }
 
 // stop lets the worker tear its service down, until ctx ends; then it is killed. It returns when it has ended.

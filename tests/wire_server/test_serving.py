@@ -276,6 +276,23 @@ def test_a_stream_that_is_not_read_to_its_end_is_closed(tmp_path: Path, how: str
         until(lambda: watcher.call("ended") == ["closed"], what="its end")
 
 
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+def test_a_stream_whose_next_items_are_given_up_is_closed(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "s.sock"
+    with serving(path), Peer(path) as watcher, Peer(path) as one:
+        number = one.call("count_patiently", 1_000_000, 0.2, stream=True)
+        one.call("__next__", number, 1)
+        if how == "cancel":
+            one.send({"function": "__next__", "args": [number, 1]})
+            one.ping()  # it is in progress by then
+            one.cancel()
+        else:
+            one.send({"function": "__next__", "args": [number, 1], "timeout": 0.01})
+        assert one.answer()[0] == ERROR
+        until(lambda: watcher.call("ended") == ["closed"], what="its end")
+        assert one.call("__close__", number) is None
+
+
 def test_a_call_can_be_cancelled(place: Path) -> None:
     with Peer(place) as one:
         for _ in range(20):  # in whichever moment

@@ -482,7 +482,8 @@ class Connection(asyncio.BufferedProtocol):
                 items = list(itertools.islice(stream, maximum))
                 ended = len(items) < maximum
         except BaseException:
-            self._streams.pop(number, None)
+            # It may be in the middle still, as where the call was cancelled; then nobody could close it any more.
+            self._keep(asyncio.get_running_loop().create_task(self._end_stream(self._streams.pop(number, None))))
             raise
         if ended:
             self._streams.pop(number, None)
@@ -497,13 +498,16 @@ class Connection(asyncio.BufferedProtocol):
     async def _close_streams(self) -> None:
         """Nobody reads them any more."""
         while self._streams:
-            _, stream = self._streams.popitem()
-            if isinstance(stream, Stream):
-                stream.timeout = _CLOSING
-                try:
-                    await stream.aclose()
-                except AtollError as error:
-                    logger.info("a stream that nobody reads any more: %s", error)
+            await self._end_stream(self._streams.popitem()[1])
+
+    async def _end_stream(self, stream: Any) -> None:
+        """Nobody reads it any more."""
+        if isinstance(stream, Stream):
+            stream.timeout = _CLOSING
+            try:
+                await stream.aclose()
+            except Exception as error:  # noqa: BLE001  # also what its `finally` raises
+                logger.info("a stream that nobody reads any more: %s", error)
 
 
 class _Failed(Exception):

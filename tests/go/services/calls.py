@@ -118,6 +118,17 @@ def count(to: int, fail_at: int = -1) -> Iterator[int]:
 
 
 @expose
+def count_patiently(to: int, seconds: float) -> Iterator[int]:
+    """Counts, with pauses; notes that it was closed."""
+    try:
+        for number in range(to):
+            time.sleep(seconds)
+            yield number
+    finally:
+        _ended.append("closed")
+
+
+@expose
 async def count_slowly(to: int) -> AsyncIterator[int]:
     """Counts, asynchronously."""
     for number in range(to):
