@@ -78,6 +78,15 @@ func (o *Options) complete() error {
 			return fmt.Errorf("atoll: Options.%s is %d; at least %d is needed", one.name, one.found, one.least)
 		}
 	}
+	for name, found := range map[string]time.Duration{
+		"StartTimeout": o.StartTimeout, "HealthInterval": o.HealthInterval, "HealthTimeout": o.HealthTimeout,
+		"Restart.First": o.Restart.First, "Restart.Longest": o.Restart.Longest, "Restart.Window": o.Restart.Window,
+		"Restart.BreakerFor": o.Restart.BreakerFor,
+	} {
+		if found < 0 {
+			return fmt.Errorf("atoll: Options.%s is %v; it cannot be negative", name, found)
+		}
+	}
 	if o.socket != "" {
 		return nil
 	}
@@ -182,7 +191,10 @@ type Pool struct {
 	drainOnce  sync.Once
 	ending     context.Context // ends when workers are to stop
 	endNow     context.CancelFunc
-	stopping   context.Context // of Shutdown: how long they may take
+	stopping   context.Context // ends when no more time is left to them
+	hurry      context.CancelCauseFunc
+	gone       chan struct{} // closed once all have ended
+	failure    error         // of the first Shutdown; to be read after that
 	errors     []error
 }
 
@@ -195,10 +207,12 @@ func Start(ctx context.Context, options Options) (*Pool, error) {
 }
 
 func open(ctx context.Context, options Options, start func(context.Context, *Options) (*worker, error)) (*Pool, error) {
-	p := &Pool{options: options, drained: make(chan struct{}), policy: policy{restart: options.Restart}, start: start}
+	p := &Pool{options: options, policy: policy{restart: options.Restart}, start: start}
+	p.drained, p.gone = make(chan struct{}), make(chan struct{})
 	p.dispatcher.maxQueue = max(options.MaxQueue, 0)
 	p.dispatcher.maxInFlight = cmp.Or(options.MaxInFlight, math.MaxInt)
 	p.ending, p.endNow = context.WithCancel(context.Background())
+	p.stopping, p.hurry = context.WithCancelCause(context.Background())
 	starting, giveUp := context.WithCancel(ctx)
 	defer giveUp()
 	type started struct {
@@ -395,27 +409,33 @@ func (p *Pool) ended() {
 }
 
 // Shutdown refuses new calls, lets those in progress and those that wait come to their end, has the workers tear their
-// service down, and returns when all have ended. When ctx ends first, what is left is killed, and its error returned.
+// service down, and returns when all have ended. When ctx ends first, what is left is killed, and its error returned. Who
+// calls it meanwhile waits for the same, no longer than their own ctx lasts; who calls it afterwards gets nil.
 func (p *Pool) Shutdown(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { p.hurry(ctx.Err()) })()
 	if p.closing.Swap(true) {
-		p.workers.Wait()
-		return nil
+		select {
+		case <-p.gone:
+			return nil
+		default:
+		}
+		<-p.gone
+		return p.failure
 	}
 	p.open.Add(1)
 	p.ended()
 	var late error
 	select {
 	case <-p.drained:
-	case <-ctx.Done():
-		late = fmt.Errorf("atoll: calls were in progress when the time to shut down was over: %w", ctx.Err())
+	case <-p.stopping.Done():
+		late = fmt.Errorf("atoll: calls were in progress when the time to shut down was over: %w", context.Cause(p.stopping))
 	}
 	p.mutex.Lock()
-	p.stopping = ctx
 	p.endNow()
 	p.dispatcher.refuse(ErrShutdown)
 	p.mutex.Unlock()
 	p.workers.Wait()
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
-	return errors.Join(append([]error{late}, p.errors...)...)
+	p.failure = errors.Join(append([]error{late}, p.errors...)...)
+	close(p.gone)
+	return p.failure
 }

@@ -422,6 +422,25 @@ func TestShutdownHonoursItsContext(t *testing.T) {
 	}
 }
 
+func TestWhoeverShutsDownAgainIsHonouredToo(t *testing.T) {
+	p, ctx := start(t, nil)
+	go func() { _ = p.Call(ctx, "stubborn", 1000, nil) }()
+	until(t, "the call", func() bool { return p.open.Load() == 1 })
+	first := make(chan error, 1)
+	go func() { first <- p.Shutdown(context.Background()) }()
+	until(t, "the first", p.closing.Load)
+	short, stop := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer stop()
+	for _, err := range []error{p.Shutdown(short), <-first} {
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := p.Shutdown(ctx); err != nil {
+		t.Errorf("once all has ended: %v", err)
+	}
+}
+
 func TestAServiceThatCannotBeLoaded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broken.py")
 	if err := os.WriteFile(path, []byte("raise ValueError('not today')\n"), 0o600); err != nil {
@@ -581,6 +600,9 @@ func TestOnlySoManyCallsAreInFlight(t *testing.T) {
 
 func TestOptionsThatAreWrong(t *testing.T) {
 	for name, change := range map[string]func(*Options){
+		"HealthInterval":  func(o *Options) { o.HealthInterval = -1 },
+		"Restart.Longest": func(o *Options) { o.Restart.Longest = -1 },
+
 		"Workers":      func(o *Options) { o.Workers = -1 },
 		"Concurrency":  func(o *Options) { o.Concurrency = -1 },
 		"MaxInFlight":  func(o *Options) { o.MaxInFlight = -1 },

@@ -282,5 +282,5 @@ func (w *worker) stop(ctx context.Context) error {
 	}
 	w.others.kill()
 	<-w.exited
-	return fmt.Errorf("atoll: the worker (pid %d) did not end in time, and was killed: %w", w.pid, ctx.Err())
+	return fmt.Errorf("atoll: the worker (pid %d) did not end in time, and was killed: %w", w.pid, context.Cause(ctx))
 }
