@@ -56,6 +56,11 @@ _NONE = range(0)
 # Seconds to yield after a frame was announced: copying 50 MB takes less.
 _EXPECTING = 0.005
 _TOGETHER = 16
+# Seconds that some yields take only if others had the processor meanwhile. They keep it for milliseconds, also when the
+# next call comes; who sleeps is woken, and gets it back at once. With twelve others on two processors, by hand: 36,000
+# calls/s of four callers in Go instead of 23,000, and 42 us a call of one of them instead of 55.
+_CROWD = 0.0003
+_CROWDED_CALLS = 200
 
 # Milliseconds of the first sleeps; the last one repeats. Each ends with another look at the slot.
 _NAPS = (10, 100, 1000)
@@ -102,6 +107,7 @@ class Connection:
         # Called when both ends have shared one processor for some calls in a row.
         self.on_together: Optional[Callable[[], None]] = None
         self._together = 0
+        self._crowded = 0  # waits for a call that are to be slept through, because others want the processor
         self._reader = FrameReader()
         self._poller = select.poll()
         self._poller.register(sock.fileno(), select.POLLIN)
@@ -225,7 +231,7 @@ class Connection:
         """
         self.asleep_for = 0.0
         frame = self.poll_frame()
-        for _ in self._yields:
+        for _ in _NONE if self._crowded else self._yields:
             if frame is not None:
                 break
             _sched_yield()
@@ -500,12 +506,18 @@ class Connection:
                 if words[word] != read:
                     break
             else:
-                yields = 0
-                for yields in self._yields:  # noqa: B007 - as above
-                    if words[word] != read:
-                        break
-                    _sched_yield()
-                self._learn(yields)
+                if not self._crowded:
+                    began = time.monotonic()
+                    yields = 0
+                    for yields in self._yields:  # noqa: B007 - as above
+                        if words[word] != read:
+                            break
+                        _sched_yield()
+                    self._learn(yields)
+                    if yields and time.monotonic() - began > _CROWD:
+                        self._crowded = _CROWDED_CALLS
+                else:
+                    self._crowded -= 1
             if words[word] == read + 2:
                 kind, codec, count, length, call_id = _unpack_from(self._memory, lane.read_offset)
                 conversation = self.conversation
