@@ -774,6 +774,33 @@ func TestAWorkerThatCannotBeStartedAgainLeavesNobodyWaiting(t *testing.T) {
 	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "die", nil, nil), ErrBreakerOpen) })
 }
 
+func TestAnInterpreterThatIsNotThereAnyMore(t *testing.T) {
+	nothingIsLeft(t, func(t *testing.T) {
+		python := filepath.Join(t.TempDir(), "python")
+		p, ctx := start(t, func(o *Options) {
+			found, err := exec.LookPath(o.Python)
+			if err == nil {
+				err = os.Symlink(must2(filepath.Abs(found))(t), python)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Python, o.Restart = python, Restart{First: time.Millisecond, MaxDeaths: 3, BreakerFor: time.Hour}
+		})
+		if err := os.Remove(python); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.Call(ctx, "die", 3, nil)
+		until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "die", 3, nil), ErrBreakerOpen) })
+	})
+	o := options(t)
+	o.Environ = []string{"NAME=\x00"}
+	var failed *StartError
+	if _, err := Start(context.Background(), o); !errors.As(err, &failed) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func descriptors(t testing.TB) int {
 	t.Helper()
 	names, err := os.ReadDir("/proc/self/fd")

@@ -49,8 +49,8 @@ func socketPair(kind int) (ours int, theirs *os.File, err error) {
 }
 
 // startProcess starts a worker; it greets over its first data connection when it is up.
-func startProcess(o *Options) (p *process, err error) {
-	p = &process{ends: ends{exited: make(chan struct{})}}
+func startProcess(o *Options) (_ *process, err error) {
+	p := &process{ends: ends{exited: make(chan struct{})}}
 	var theirs []*os.File
 	defer func() {
 		for _, file := range theirs {
