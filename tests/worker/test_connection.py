@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from atoll_worker import connection as connections
 from atoll_worker import wire
 from atoll_worker.connection import Connection, ConnectionClosed, DeadlinePassed, WouldSleep
 from atoll_worker.errors import LocalProtocolError
@@ -54,6 +55,16 @@ def test_patient_waiting(with_lane: bool, spin: bool) -> None:
     with forked(echo, with_lane, spin) as (client, _):
         for size in (0, 100, 200_000):
             assert len(client.exchange(wire.RAW, b"x" * size, patient=True)[2]) == size
+
+
+def test_a_worker_among_busy_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once yielding took long it sleeps, for some calls; every call is answered, before, meanwhile and after."""
+    monkeypatch.setattr(connections, "_CROWD", -1.0)  # as if every yield took long
+    monkeypatch.setattr(connections, "_CROWDED_CALLS", 3)
+    with forked(echo) as (client, _):
+        for number in range(50):
+            payload = b"x" * (number * 4000)
+            assert bytes(client.exchange(wire.RAW, payload)[2]) == payload
 
 
 def test_errors_are_answers_too() -> None:
