@@ -71,3 +71,9 @@ def test_a_place_that_was_taken_by_another_is_left(path: str) -> None:
         place.unlink()
         place.unlink()
         assert not os.path.exists(path)
+
+
+def test_there_is_none_without_a_path() -> None:
+    """The kernel would make up a name that every user may connect to."""
+    with pytest.raises(FileNotFoundError, match="its path is empty"):
+        unix_socket.listen("", "a worker")

@@ -32,6 +32,8 @@ def listen(path: str, who: str) -> socket:
     listener = socket(AF_UNIX, SOCK_STREAM)
     lock = -1
     try:
+        if not path:  # the kernel would make up a name that is in no folder, and that every user may connect to
+            raise OSError(2, "its path is empty")
         lock = _lock_folder(path)
         _clear(path, who)
         before = os.umask(0o177)  # it never exists with other permissions, not even for a moment
