@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +12,15 @@ import pytest
 from atoll_worker import registry
 
 pytest_plugins = ["leaks"]
+
+
+def pytest_configure() -> None:
+    """Programs that tests start hear the signals that a terminal sends, also where whoever runs the tests ignores them:
+    a shell's background job, ``nohup``."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

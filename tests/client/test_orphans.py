@@ -18,9 +18,7 @@ from conditions import end, is_gone, start_python, until, until_gone
 Write = Callable[[str, str], Path]
 
 HOST = """\
-import atoll, os, signal, sys, threading
-
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a program behind nohup ignores it
+import atoll, os, sys, threading
 
 folder, what, python = sys.argv[1:4]
 
