@@ -16,7 +16,7 @@ var (
 	// ErrQueueFull is returned at once when Options.MaxQueue calls wait already.
 	ErrQueueFull = errors.New("atoll: too many calls wait for a worker")
 	// ErrBreakerOpen is returned at once while workers are not started again, because they kept dying.
-	ErrBreakerOpen = errors.New("atoll: workers of this service keep dying; the next is started after a pause")
+	ErrBreakerOpen = errors.New("atoll: workers of this service, or connections to it, keep failing; the next is tried after a pause")
 )
 
 // A RemoteError is what a Python function raised.

@@ -2,36 +2,41 @@
 
 package atoll
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // When a worker is started again. Decides only: it reads no clock and waits for nothing.
 
-// Restart says when workers that died are started again.
+// Restart says when workers that died are started again; or, of Dial, when connections that are lost are made again. What
+// is 0 is as in the brackets, where what holds for connections comes second: trying costs next to nothing, and a service
+// that was only started anew is back within seconds.
 type Restart struct {
 	First      time.Duration // pause after the first death; it doubles with each that follows (100 ms)
-	Longest    time.Duration // and grows no longer than this (10 s)
-	MaxDeaths  int           // so many deaths within Window open the breaker (5)
+	Longest    time.Duration // and grows no longer than this (10 s; 1 s)
+	MaxDeaths  int           // so many deaths within Window open the breaker (5; 12)
 	Window     time.Duration // (1 min)
-	BreakerFor time.Duration // how long calls are refused then, before workers are tried again (30 s)
+	BreakerFor time.Duration // how long calls are refused then, before workers are tried again (30 s; 1 s)
 }
 
-func (r Restart) withDefaults() Restart {
-	if r.First == 0 {
-		r.First = 100 * time.Millisecond
+var (
+	restartOfWorkers = Restart{
+		First: 100 * time.Millisecond, Longest: 10 * time.Second, MaxDeaths: 5, Window: time.Minute, BreakerFor: 30 * time.Second,
 	}
-	if r.Longest == 0 {
-		r.Longest = 10 * time.Second
+	restartOfLinks = Restart{
+		First: 100 * time.Millisecond, Longest: time.Second, MaxDeaths: 12, Window: time.Minute, BreakerFor: time.Second,
 	}
-	if r.MaxDeaths == 0 {
-		r.MaxDeaths = 5
+)
+
+func (r Restart) or(usual Restart) Restart {
+	return Restart{
+		First:      cmp.Or(r.First, usual.First),
+		Longest:    cmp.Or(r.Longest, usual.Longest),
+		MaxDeaths:  cmp.Or(r.MaxDeaths, usual.MaxDeaths),
+		Window:     cmp.Or(r.Window, usual.Window),
+		BreakerFor: cmp.Or(r.BreakerFor, usual.BreakerFor),
 	}
-	if r.Window == 0 {
-		r.Window = time.Minute
-	}
-	if r.BreakerFor == 0 {
-		r.BreakerFor = 30 * time.Second
-	}
-	return r
 }
 
 type policy struct {

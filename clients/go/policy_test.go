@@ -8,7 +8,7 @@ import (
 )
 
 func TestPausesDoubleAndTheBreakerOpens(t *testing.T) {
-	p := policy{restart: Restart{MaxDeaths: 4, First: time.Second, Longest: 3 * time.Second}.withDefaults()}
+	p := policy{restart: Restart{MaxDeaths: 4, First: time.Second, Longest: 3 * time.Second}.or(restartOfWorkers)}
 	now := time.Unix(1000, 0)
 	for _, pause := range []time.Duration{time.Second, 2 * time.Second, 3 * time.Second} {
 		if until := p.died(now); until.Sub(now) != pause || p.refuses(now) {
@@ -34,12 +34,23 @@ func TestPausesDoubleAndTheBreakerOpens(t *testing.T) {
 }
 
 func TestDeathsOutsideTheWindowDoNotCount(t *testing.T) {
-	p := policy{restart: Restart{MaxDeaths: 2, Window: time.Minute}.withDefaults()}
+	p := policy{restart: Restart{MaxDeaths: 2, Window: time.Minute}.or(restartOfWorkers)}
 	now := time.Unix(1000, 0)
 	for range 5 {
 		if p.died(now); p.refuses(now) {
 			t.Fatal("the breaker opened")
 		}
 		now = now.Add(time.Minute)
+	}
+}
+
+// It is away for two seconds or three, as an interpreter starts and imports what it needs.
+func TestAServiceThatIsStartedAnewOpensNoBreaker(t *testing.T) {
+	p := policy{restart: Restart{}.or(restartOfLinks)}
+	lost := time.Unix(1000, 0)
+	for now := lost; now.Sub(lost) < 5*time.Second; now = p.died(now) {
+		if p.refuses(now) {
+			t.Fatalf("calls are refused after %v", now.Sub(lost))
+		}
 	}
 }

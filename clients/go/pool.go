@@ -64,7 +64,11 @@ func (o *Options) complete() error {
 	setTime(&o.StartTimeout, time.Minute)
 	setTime(&o.HealthInterval, 10*time.Second)
 	setTime(&o.HealthTimeout, 30*time.Second)
-	o.Restart = o.Restart.withDefaults()
+	if o.socket == "" {
+		o.Restart = o.Restart.or(restartOfWorkers)
+	} else {
+		o.Restart = o.Restart.or(restartOfLinks)
+	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
