@@ -180,12 +180,10 @@ func (p *Pool) take(ctx context.Context) (*connection, error) {
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case <-c.worker.exited:
-			p.dispatcher.discard(c)
-		default:
+		if !c.worker.hasEnded() {
 			return c, nil
 		}
+		p.dispatcher.discard(c)
 	}
 }
 
@@ -224,11 +222,11 @@ func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 	if err != nil {
 		return err
 	}
-	return p.decode(f, out)
+	return p.decode(c.worker, f, out)
 }
 
-func (p *Pool) decode(f frame, out any) error {
-	if p.unproven.Load() {
+func (p *Pool) decode(by *worker, f frame, out any) error {
+	if p.unproven.Load() && !by.hasEnded() { // what one that ends in order still answers says nothing of the next
 		p.mutex.Lock()
 		p.unproven.Store(false)
 		if p.policy.proved() {
@@ -360,7 +358,7 @@ func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error
 		s.connection = nil
 	}
 	if err == nil {
-		err = s.pool.decode(f, out)
+		err = s.pool.decode(c.worker, f, out)
 	}
 	if err != nil {
 		s.err = err
@@ -371,12 +369,7 @@ func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error
 // closeIterator has an iterator end that is not read any more, whatever it has come to; 0 stands for none. It returns
 // whether the caller has the connection still.
 func (p *Pool) closeIterator(c *connection, number int) bool {
-	select {
-	case <-c.worker.exited:
-		return true
-	default:
-	}
-	if number == 0 {
+	if number == 0 || c.worker.hasEnded() {
 		return true
 	}
 	closing, err := request("__close__", Args{number}, false)

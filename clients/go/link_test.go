@@ -291,6 +291,23 @@ func TestTheBreakerOpensWhileAServiceIsAway(t *testing.T) {
 	until(t, "the service's return", func() bool { return p.Call(ctx, "add", Args{1, 1}, nil) == nil })
 }
 
+func TestPausesGrowThoughAServiceThatEndsStillAnswers(t *testing.T) {
+	path := place(t)
+	service := serve(t, path)
+	p, ctx := linked(t, path, func(o *Options) { o.Restart.First, o.Restart.Longest = 20*time.Millisecond, time.Hour })
+	for number, err := range Stream[int](ctx, p, "count_patiently", Args{1_000_000, 0.001}) {
+		if must(t, number, err) == 0 {
+			_ = service.Process.Signal(syscall.SIGTERM)
+		}
+		p.mutex.Lock()
+		lost := p.policy.row
+		p.mutex.Unlock()
+		if lost == 5 {
+			return
+		}
+	}
+}
+
 func TestAServiceWhoseWorkersKeepDyingSaysSo(t *testing.T) {
 	path := place(t)
 	text := "# /// script\n# [tool.atoll]\n# restart = {backoff = 0.001}\n# breaker = {failures = 2, cooldown = 1000}\n# ///\n" +

@@ -77,6 +77,16 @@ func startWorker(ctx context.Context, o *Options) (*worker, error) {
 	return w, nil
 }
 
+// hasEnded tells whether no more calls are begun.
+func (w *worker) hasEnded() bool {
+	select {
+	case <-w.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // load has a worker load the service, and its further connections be served.
 func (w *worker) load(ctx context.Context, o *Options) error {
 	for i, c := range w.data {
