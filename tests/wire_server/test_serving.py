@@ -453,6 +453,26 @@ def test_who_stands_still_in_the_middle_is_left(place: Path) -> None:
         assert busy.ping() == "running", "nor in one"
 
 
+@pytest.mark.slow
+def test_who_greets_byte_by_byte_is_left(place: Path) -> None:
+    greeting = frame(HELLO, RAW, 0, GREETING) + frame(LOAD, JSON, 0, b"null")
+    with Peer(place, load=...) as slow, Peer(place) as one:
+        slow.sock.settimeout(0.5)  # so long for each byte: twice the time that there is
+        ended = False
+        for number in range(len(greeting)):
+            try:
+                slow.sock.sendall(greeting[number : number + 1])
+                ended = not slow.sock.recv(100)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                ended = True
+            if ended:
+                break
+        assert ended
+        assert one.call("add", 1, 1) == 2
+
+
 # -- the socket, and the end ---------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ _TOLD_MORE = 100
 # Descriptors that are left for workers and everything else.
 _OTHER_DESCRIPTORS = 200
 
-# Seconds that a client may take to greet and to load, and between two pieces of one frame.
+# Seconds that a client may take to greet and to load, all in all, and between two pieces of one frame later.
 PATIENCE = 10.0
 # Bytes that may wait to be read by a client before no more of what it sends is read, and seconds until it takes some.
 _HIGH_WATER = 1 << 20
@@ -235,6 +235,7 @@ class Connection(asyncio.BufferedProtocol):
         self._last_stream = 0
         self._has_begun = False  # the task of the call in progress has
         self._is_given_up = False  # the call is not to begin
+        self._made_at = 0.0  # when its client connected
         self._heard_at = 0.0  # when something came last
         self._resumed_at = 0.0  # when it was listened to again
         self._unsent = 0  # bytes, as they were at `_taken_at`
@@ -248,7 +249,7 @@ class Connection(asyncio.BufferedProtocol):
         """Somebody has connected."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(_HIGH_WATER)
-        self._heard_at = asyncio.get_running_loop().time()
+        self._made_at = self._heard_at = asyncio.get_running_loop().time()
         server = self._server
         if server.is_ending or len(server.connections) >= server.max_connections + _TOLD_MORE:
             self._transport.abort()
@@ -337,7 +338,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(f"answers that were not read for {_READING:g} seconds")
         elif self._is_paused or self._is_closing:
             return  # nothing is heard of it
-        elif silent and not self._serving.is_loaded:
+        elif now - self._made_at > PATIENCE and not self._serving.is_loaded:  # however often a byte came
             self._refuse(f"no greeting and LOAD within {PATIENCE:g} seconds")
         elif silent and self._serving.is_partial:
             self._refuse(f"a frame that did not go on for {PATIENCE:g} seconds")
