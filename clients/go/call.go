@@ -222,7 +222,22 @@ func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 	if err != nil {
 		return err
 	}
-	return p.decode(c.worker, f, out)
+	return ofContext(ctx, p.decode(c.worker, f, out))
+}
+
+// ofContext returns the error of ctx where err is what a service came to for its end: that may be seen there first.
+func ofContext(ctx context.Context, err error) error {
+	raised, ok := err.(*RemoteError)
+	if !ok || raised.Own != "CallTimeout" && raised.Own != "Cancelled" {
+		return err
+	}
+	if ended := ctx.Err(); ended != nil {
+		return ended
+	}
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return err // the service's own limit
 }
 
 func (p *Pool) decode(by *worker, f frame, out any) error {
@@ -358,7 +373,7 @@ func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error
 		s.connection = nil
 	}
 	if err == nil {
-		err = s.pool.decode(c.worker, f, out)
+		err = ofContext(ctx, s.pool.decode(c.worker, f, out))
 	}
 	if err != nil {
 		s.err = err

@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -407,6 +408,86 @@ func TestWhatCannotBeDialled(t *testing.T) {
 	var failed *StartError
 	if _, err := Dial(ctx, path, Options{Logger: quiet()}); !errors.As(err, &failed) || !strings.Contains(err.Error(), "1 clients") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A punctual context is one whose end is known at once to who asks, and told to nobody: in its place, one whose end and an
+// answer come at the same time.
+type punctual struct {
+	context.Context
+	deadline time.Time
+	ended    atomic.Pointer[error]
+}
+
+func (c *punctual) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+func (c *punctual) Done() <-chan struct{}       { return nil }
+func (c *punctual) Err() error {
+	if err := c.ended.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func TestTheErrorIsThatOfTheContextHoweverSoonTheServiceSawItsEnd(t *testing.T) {
+	for own, kinds := range map[string][]error{
+		"CallTimeout": {context.Canceled, context.DeadlineExceeded}, "Cancelled": {context.Canceled},
+	} {
+		for _, wanted := range kinds {
+			for _, how := range []string{"call", "stream"} {
+				t.Run(own+", "+wanted.Error()+", "+how, func(t *testing.T) {
+					its := &punctual{Context: context.Background()}
+					if wanted == context.DeadlineExceeded {
+						its.deadline = time.Now().Add(20 * time.Millisecond)
+					}
+					path := lying(t, greets(func(conn net.Conn, f frame) {
+						if wanted == context.DeadlineExceeded {
+							time.Sleep(time.Until(its.deadline)) // what the service does
+						} else {
+							its.ended.Store(&wanted)
+						}
+						_, _ = conn.Write(appendFrame(nil, kindError, codecJSON, f.callID, []byte(`{"type":"x","atoll":"`+own+`"}`)))
+					}))
+					p, _ := linked(t, path, nil)
+					err := error(nil)
+					if how == "call" {
+						err = p.Call(its, "f", nil, nil)
+					} else {
+						for _, err = range Stream[int](its, p, "f", nil) {
+						}
+					}
+					if err != wanted {
+						t.Errorf("got %#v", err)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestAServicesOwnLimitIsNotTheContexts(t *testing.T) {
+	path := place(t)
+	serve(t, path, "--timeout", "0.05")
+	p, ctx := linked(t, path, nil)
+	var raised *RemoteError
+	if err := p.Call(ctx, "sleep", 1000, nil); !errors.As(err, &raised) || raised.Own != "CallTimeout" ||
+		!errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %#v", err)
+	}
+}
+
+func TestDiallingThatIsGivenUpSaysSo(t *testing.T) {
+	silent := lying(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+	for _, before := range []bool{true, false} {
+		ctx, cancel := context.WithCancel(context.Background())
+		if before {
+			cancel()
+		} else {
+			time.AfterFunc(20*time.Millisecond, cancel)
+		}
+		if _, err := Dial(ctx, silent, Options{Logger: quiet()}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		cancel()
 	}
 }
 
