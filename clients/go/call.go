@@ -241,7 +241,9 @@ func ofContext(ctx context.Context, err error) error {
 }
 
 func (p *Pool) decode(by *worker, f frame, out any) error {
-	if p.unproven.Load() && !by.hasEnded() { // what one that ends in order still answers says nothing of the next
+	// What one that ends in order still answers says nothing of the next.
+	if (p.unproven.Load() || !by.hasAnswered.Load()) && !by.hasEnded() {
+		by.hasAnswered.Store(true)
 		p.mutex.Lock()
 		p.unproven.Store(false)
 		if p.policy.proved() {

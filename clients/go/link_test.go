@@ -301,7 +301,7 @@ func TestPausesGrowThoughAServiceThatEndsStillAnswers(t *testing.T) {
 			_ = service.Process.Signal(syscall.SIGTERM)
 		}
 		p.mutex.Lock()
-		lost := p.policy.row
+		lost := p.deaths[0]
 		p.mutex.Unlock()
 		if lost == 5 {
 			return

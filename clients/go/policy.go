@@ -13,7 +13,7 @@ import (
 // is 0 is as in the brackets, where what holds for connections comes second: trying costs next to nothing, and a service
 // that was only started anew is back within seconds.
 type Restart struct {
-	First      time.Duration // pause after the first death; it doubles with each that follows (100 ms)
+	First      time.Duration // pause after a worker's first death; it doubles until one in its place answers (100 ms)
 	Longest    time.Duration // and grows no longer than this (10 s; 1 s)
 	MaxDeaths  int           // so many deaths within Window open the breaker (5; 12)
 	Window     time.Duration // (1 min)
@@ -42,13 +42,11 @@ func (r Restart) or(usual Restart) Restart {
 type policy struct {
 	restart  Restart
 	deaths   []time.Time // within the window
-	row      int         // deaths since a call was answered last
 	openedAt time.Time   // zero: the breaker is closed
 }
 
-// died returns when the worker may be started again.
-func (p *policy) died(now time.Time) time.Time {
-	p.row++
+// died returns when a worker may be started again; row is its deaths since it answered a call, this one included.
+func (p *policy) died(now time.Time, row int) time.Time {
 	recent := p.deaths[:0]
 	for _, one := range p.deaths {
 		if now.Sub(one) < p.restart.Window {
@@ -63,7 +61,7 @@ func (p *policy) died(now time.Time) time.Time {
 		return now.Add(p.restart.BreakerFor)
 	}
 	pause := p.restart.First
-	for range p.row - 1 {
+	for range row - 1 {
 		if pause *= 2; pause >= p.restart.Longest {
 			return now.Add(p.restart.Longest)
 		}
@@ -87,7 +85,6 @@ func (p *policy) refuses(now time.Time) bool {
 // proved says that a call was answered: its worker is of use, so the breaker closes. True if it was open.
 func (p *policy) proved() bool {
 	wasOpen := !p.openedAt.IsZero()
-	p.row = 0
 	p.openedAt = time.Time{}
 	if wasOpen {
 		p.deaths = nil

@@ -185,6 +185,7 @@ type Pool struct {
 	metrics    metrics
 	mutex      sync.Mutex
 	policy     policy
+	deaths     []int // of each worker and those before it in its place, since one answered a call
 	start      func(context.Context, *Options) (*worker, error)
 	current    atomic.Pointer[worker] // the last that became ready
 	unproven   atomic.Bool            // a worker died since the last call that was answered
@@ -212,6 +213,7 @@ func Start(ctx context.Context, options Options) (*Pool, error) {
 
 func open(ctx context.Context, options Options, start func(context.Context, *Options) (*worker, error)) (*Pool, error) {
 	p := &Pool{options: options, policy: policy{restart: options.Restart}, start: start}
+	p.deaths = make([]int, options.Workers)
 	p.drained, p.gone = make(chan struct{}), make(chan struct{})
 	p.dispatcher.maxQueue = max(options.MaxQueue, 0)
 	p.dispatcher.maxInFlight = cmp.Or(options.MaxInFlight, math.MaxInt)
@@ -251,10 +253,10 @@ func open(ctx context.Context, options Options, start func(context.Context, *Opt
 		p.endNow()
 		return nil, failure
 	}
-	for _, w := range workers {
+	for place, w := range workers {
 		p.workers.Add(1)
 		p.takeUp(w)
-		go p.supervise(w)
+		go p.supervise(w, place)
 	}
 	return p, nil
 }
@@ -272,8 +274,8 @@ func (p *Pool) takeUp(w *worker) {
 	p.dispatcher.add(w)
 }
 
-// supervise keeps one worker alive until the pool ends.
-func (p *Pool) supervise(w *worker) {
+// supervise keeps the worker of one place alive until the pool ends.
+func (p *Pool) supervise(w *worker, place int) {
 	defer p.workers.Done()
 	for {
 		if w != nil {
@@ -285,7 +287,7 @@ func (p *Pool) supervise(w *worker) {
 			}
 			p.options.Logger.Warn("a worker has ended", "pid", w.pid, "status", w.status)
 		}
-		if !p.pause() {
+		if !p.pause(w, place) {
 			return
 		}
 		var err error
@@ -302,11 +304,16 @@ func (p *Pool) supervise(w *worker) {
 	}
 }
 
-// pause waits until the next worker may be started; false if none is to be.
-func (p *Pool) pause() bool {
+// pause waits until the next worker may be started in the place of one that died, or nil: that could not be started; false
+// if none is to be.
+func (p *Pool) pause(died *worker, place int) bool {
 	p.mutex.Lock()
+	if died != nil && died.hasAnswered.Load() {
+		p.deaths[place] = 0
+	}
+	p.deaths[place]++
 	now := time.Now()
-	until := p.policy.died(now)
+	until := p.policy.died(now, p.deaths[place])
 	p.unproven.Store(true)
 	refuses := p.policy.refuses(now) && p.metrics.ready.Load() == 0
 	if refuses && p.ending.Err() == nil {

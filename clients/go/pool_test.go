@@ -801,6 +801,46 @@ func TestAnInterpreterThatIsNotThereAnyMore(t *testing.T) {
 	}
 }
 
+func TestAWorkerThatKeepsDyingIsNotHelpedByWhatAnotherAnswers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "torn.py")
+	text := "import os\nfrom atoll_worker import expose\nif os.path.exists(__file__ + '.broken'):\n    os._exit(4)\n" +
+		"@expose\ndef pid():\n    return os.getpid()\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, ctx := start(t, func(o *Options) { o.Service, o.Workers = path, 2 })
+	if err := os.WriteFile(path+".broken", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(must2(Call[int](ctx, p, "pid", nil))(t), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	deaths := func() []int {
+		p.mutex.Lock()
+		defer p.mutex.Unlock()
+		return append([]int(nil), p.deaths...)
+	}
+	until(t, "pauses that grow", func() bool {
+		var died *WorkerDied
+		if err := p.Call(ctx, "pid", nil, nil); err != nil && !errors.As(err, &died) {
+			t.Fatal(err)
+		}
+		return max(deaths()[0], deaths()[1]) >= 5
+	})
+	if err := os.Remove(path + ".broken"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "both workers", func() bool { return p.metrics.ready.Load() == 2 })
+	// The other one, once it has answered, begins anew: with a row of one.
+	until(t, "a row of one in both places", func() bool {
+		pid, err := Call[int](ctx, p, "pid", nil)
+		if err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return deaths()[0] == 1 && deaths()[1] == 1
+	})
+}
+
 func descriptors(t testing.TB) int {
 	t.Helper()
 	names, err := os.ReadDir("/proc/self/fd")

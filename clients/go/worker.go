@@ -42,6 +42,8 @@ type worker struct {
 	pong    atomic.Int64 // nanoseconds since the epoch of the last sign of life
 	writing sync.Mutex   // of the control connection
 
+	hasAnswered atomic.Bool // a call, before it ended
+
 	// The dispatcher's:
 	inFlight  int  // its connections that callers have
 	isRemoved bool // it has ended, and is to be closed by the last who has one
