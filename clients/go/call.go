@@ -163,7 +163,7 @@ func (p *Pool) giveUp(c *connection, rest []byte) (f frame, answered bool) {
 		ctx, stop := context.WithTimeout(context.Background(), endGrace)
 		defer stop()
 		if c.write(ctx, rest) != nil {
-			p.options.Logger.Error("a worker does not take what is sent, and is given up", "pid", c.worker.pid)
+			p.options.Logger.Error(p.options.words.full, append(p.options.where(), "pid", c.worker.pid)...)
 			c.worker.others.kill()
 			return f, false
 		}
@@ -247,7 +247,7 @@ func (p *Pool) decode(by *worker, f frame, out any) error {
 		p.mutex.Lock()
 		p.unproven.Store(false)
 		if p.policy.proved() {
-			p.options.Logger.Info("workers serve again")
+			p.options.Logger.Info(p.options.words.servesAgain, p.options.where()...)
 		}
 		p.mutex.Unlock()
 	}

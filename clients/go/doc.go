@@ -12,6 +12,6 @@
 // A file is about one thing: frame.go knows bytes, connection.go and lane_linux_amd64.go move them; process.go knows how
 // a worker is born and dies, link.go how a service at a socket is reached, ends.go what the two have in common; worker.go
 // speaks with either, dispatcher.go says whose turn it is, policy.go decides when a worker is started again, pool.go does
-// it; call.go makes calls. What always holds: a call that was given up stops the Python code, or ends its worker; nothing
-// of a worker outlives this program, however it ends.
+// it, words.go says what the log calls it; call.go makes calls. What always holds: a call that was given up stops the Python
+// code, or ends its worker; nothing of a worker outlives this program, however it ends.
 package atoll

@@ -14,7 +14,7 @@ var (
 	// ErrShutdown is returned by calls of a pool that is shut down.
 	ErrShutdown = errors.New("atoll: the pool is shut down")
 	// ErrQueueFull is returned at once when Options.MaxQueue calls wait already.
-	ErrQueueFull = errors.New("atoll: too many calls wait for a worker")
+	ErrQueueFull = errors.New("atoll: too many calls wait for their turn")
 	// ErrBreakerOpen is returned at once while workers are not started again, because they kept dying.
 	ErrBreakerOpen = errors.New("atoll: workers of this service, or connections to it, keep failing; the next is tried after a pause")
 )
@@ -122,15 +122,20 @@ func (e *ConnectionLost) Error() string {
 }
 func (e *ConnectionLost) Unwrap() error { return e.Err }
 
-// A StartError says why a worker could not be started.
+// A StartError says why a worker could not be started, or why a service at a socket does not let itself be called.
 type StartError struct {
 	Phase     string
 	Message   string
 	Traceback string // of what the service raised, if it did
+
+	socket string // of Dial
 }
 
 func (e *StartError) Error() string {
 	text := "atoll: the worker could not be started: " + e.Message
+	if e.socket != "" {
+		text = fmt.Sprintf("atoll: the service at %s refuses to be called: %s", e.socket, e.Message)
+	}
 	if e.Traceback != "" {
 		text += "\n" + strings.TrimRight(e.Traceback, "\n")
 	}

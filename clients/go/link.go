@@ -55,7 +55,9 @@ func startLink(ctx context.Context, o *Options) (w *worker, err error) {
 		if err != nil {
 			l.close()
 			var remote *StartError
-			if !errors.As(err, &remote) {
+			if errors.As(err, &remote) {
+				remote.socket = o.socket
+			} else {
 				err = &ConnectionLost{Path: o.socket, Err: err}
 			}
 		}
@@ -91,7 +93,7 @@ func startLink(ctx context.Context, o *Options) (w *worker, err error) {
 		c.largest = about.MaxSize
 		l.data = append(l.data, c)
 	}
-	w = newWorker(l, o.Logger.With("socket", o.socket))
+	w = newWorker(l, o, o.Logger.With("socket", o.socket))
 	w.about = about
 	go func() {
 		w.listen() // until its end

@@ -283,13 +283,45 @@ func TestAServiceThatComesBackIsConnectedToAgain(t *testing.T) {
 func TestTheBreakerOpensWhileAServiceIsAway(t *testing.T) {
 	path := place(t)
 	service := serve(t, path)
+	log, logger := recorded()
 	p, ctx := linked(t, path, func(o *Options) {
 		o.Restart = Restart{First: time.Millisecond, MaxDeaths: 3, BreakerFor: 200 * time.Millisecond}
+		o.Logger = logger
 	})
 	service.end(syscall.SIGTERM)
 	until(t, "the breaker", func() bool { return errors.Is(p.Call(ctx, "add", Args{1, 1}, nil), ErrBreakerOpen) })
+	if err := p.Healthy(); err == nil || !errors.Is(err, ErrBreakerOpen) && !strings.Contains(err.Error(), "no connection") {
+		t.Errorf("got %v", err)
+	}
 	serve(t, path)
 	until(t, "the service's return", func() bool { return p.Call(ctx, "add", Args{1, 1}, nil) == nil })
+	text := log()
+	for _, said := range []string{
+		ofLinks.ended, ofLinks.cannotBegin, ofLinks.keepFailing, ofLinks.onTrial, ofLinks.servesAgain, path,
+	} {
+		if !strings.Contains(text, said) {
+			t.Errorf("no %q in\n%s", said, text)
+		}
+	}
+	if strings.Contains(text, "worker") {
+		t.Errorf("there are no workers here:\n%s", text)
+	}
+}
+
+// recorded returns a logger, and what it has said.
+func recorded() (said func() string, logger *slog.Logger) {
+	var mutex sync.Mutex
+	var text bytes.Buffer
+	write := writerFunc(func(data []byte) (int, error) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return text.Write(data)
+	})
+	return func() string {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return text.String()
+	}, slog.New(slog.NewTextHandler(write, nil))
 }
 
 func TestPausesGrowThoughAServiceThatEndsStillAnswers(t *testing.T) {
@@ -406,7 +438,8 @@ func TestWhatCannotBeDialled(t *testing.T) {
 	path := place(t)
 	serve(t, path, "--max-connections", "1")
 	var failed *StartError
-	if _, err := Dial(ctx, path, Options{Logger: quiet()}); !errors.As(err, &failed) || !strings.Contains(err.Error(), "1 clients") {
+	if _, err := Dial(ctx, path, Options{Logger: quiet()}); !errors.As(err, &failed) || !strings.Contains(err.Error(), "1 clients") ||
+		!strings.HasPrefix(err.Error(), "atoll: the service at "+path) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -83,7 +83,7 @@ func (p *Pool) WriteMetrics(to io.Writer) error {
 	for outcome, name := range outcomeNames {
 		fmt.Fprintf(&text, "atoll_calls_total{outcome=%q} %d\n", name, m.calls[outcome].Load())
 	}
-	head("call_seconds", "histogram", "How long calls took, waiting for a worker included.")
+	head("call_seconds", "histogram", "How long calls took, waiting for their turn included.")
 	total := int64(0)
 	for bucket := range m.took {
 		total += m.took[bucket].Load()
@@ -99,12 +99,12 @@ func (p *Pool) WriteMetrics(to io.Writer) error {
 		name, kind, help string
 		value            int64
 	}{
-		{"calls_open", "gauge", "Calls in progress or waiting for a worker.", p.open.Load()},
-		{"calls_waiting", "gauge", "Calls waiting for a worker.", m.queued.Load()},
-		{"workers", "gauge", "Workers there should be.", int64(p.options.Workers)},
-		{"workers_ready", "gauge", "Workers that are ready.", m.ready.Load()},
-		{"worker_restarts_total", "counter", "Workers that were started in place of others.", m.restarts.Load()},
-		{"breaker_open", "gauge", "1 while calls are refused because workers keep dying.", m.breaker.Load()},
+		{"calls_open", "gauge", "Calls in progress or waiting for their turn.", p.open.Load()},
+		{"calls_waiting", "gauge", "Calls waiting for their turn.", m.queued.Load()},
+		{"workers", "gauge", "Workers there should be; 1 for a service at a socket.", int64(p.options.Workers)},
+		{"workers_ready", "gauge", "Workers that are ready; 1 while a service at a socket is connected to.", m.ready.Load()},
+		{"worker_restarts_total", "counter", "Workers that were started in place of others, or times that a service was connected to again.", m.restarts.Load()},
+		{"breaker_open", "gauge", "1 while calls are refused because workers keep dying, or connecting keeps failing.", m.breaker.Load()},
 	} {
 		head(one.name, one.kind, one.help)
 		fmt.Fprintf(&text, "atoll_%s %d\n", one.name, one.value)

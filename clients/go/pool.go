@@ -45,6 +45,7 @@ type Options struct {
 	Logger *slog.Logger // slog.Default() if nil
 
 	socket string // of Dial
+	words  words
 }
 
 func (o *Options) complete() error {
@@ -65,9 +66,9 @@ func (o *Options) complete() error {
 	setTime(&o.HealthInterval, 10*time.Second)
 	setTime(&o.HealthTimeout, 30*time.Second)
 	if o.socket == "" {
-		o.Restart = o.Restart.or(restartOfWorkers)
+		o.Restart, o.words = o.Restart.or(restartOfWorkers), ofWorkers
 	} else {
-		o.Restart = o.Restart.or(restartOfLinks)
+		o.Restart, o.words = o.Restart.or(restartOfLinks), ofLinks
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -137,6 +138,14 @@ func (o *Options) findWorkerFolder() error {
 		return fmt.Errorf("atoll: %q is not the folder of the package atoll_worker: %w", o.WorkerFolder, err)
 	}
 	return nil
+}
+
+// where is what the log says beside what happened to a connection: which service it is to.
+func (o *Options) where() []any {
+	if o.socket == "" {
+		return nil
+	}
+	return []any{"socket", o.socket}
 }
 
 // environment is this program's, less what would make another Python part of the worker's.
@@ -285,7 +294,7 @@ func (p *Pool) supervise(w *worker, place int) {
 			if p.ending.Err() != nil {
 				return
 			}
-			p.options.Logger.Warn("a worker has ended", "pid", w.pid, "status", w.status)
+			p.options.Logger.Warn(p.options.words.ended, append(p.options.where(), "pid", w.pid, "status", w.status)...)
 		}
 		if !p.pause(w, place) {
 			return
@@ -295,7 +304,7 @@ func (p *Pool) supervise(w *worker, place int) {
 			if p.ending.Err() != nil {
 				return
 			}
-			p.options.Logger.Error("a worker cannot be started", "error", err)
+			p.options.Logger.Error(p.options.words.cannotBegin, "error", err)
 			w = nil
 			continue
 		}
@@ -317,7 +326,7 @@ func (p *Pool) pause(died *worker, place int) bool {
 	p.unproven.Store(true)
 	refuses := p.policy.refuses(now) && p.metrics.ready.Load() == 0
 	if refuses && p.ending.Err() == nil {
-		p.options.Logger.Error("workers keep dying; calls are refused for a while", "until", until)
+		p.options.Logger.Error(p.options.words.keepFailing, append(p.options.where(), "until", until)...)
 		p.metrics.breaker.Store(1)
 		p.dispatcher.refuse(ErrBreakerOpen)
 	}
@@ -339,7 +348,7 @@ func (p *Pool) pause(died *worker, place int) bool {
 	}
 	defer p.mutex.Unlock()
 	if p.metrics.breaker.Swap(0) == 1 {
-		p.options.Logger.Info("a worker is tried again; calls wait for it")
+		p.options.Logger.Info(p.options.words.onTrial, p.options.where()...)
 		p.dispatcher.refuse(nil)
 	}
 	return true
@@ -363,7 +372,7 @@ func (p *Pool) watch(w *worker) {
 			return
 		case <-ticker.C:
 			if time.Since(time.Unix(0, w.pong.Load())) > p.options.HealthTimeout {
-				p.options.Logger.Error("a worker gives no sign of life, and is given up", "pid", w.pid)
+				p.options.Logger.Error(p.options.words.silent, append(p.options.where(), "pid", w.pid)...)
 				w.others.kill()
 				<-w.exited
 				return
@@ -394,7 +403,7 @@ func (p *Pool) Healthy() error {
 		return ErrBreakerOpen
 	}
 	if p.metrics.ready.Load() == 0 {
-		return errors.New("atoll: no worker is ready")
+		return errors.New(p.options.words.noneReady)
 	}
 	if w := p.current.Load(); w != nil {
 		if l, ok := w.others.(*link); ok {

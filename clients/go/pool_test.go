@@ -460,21 +460,13 @@ func TestAServiceThatCannotBeLoaded(t *testing.T) {
 }
 
 func TestWhatAWorkerSaysIsLogged(t *testing.T) {
-	var mutex sync.Mutex
-	var log bytes.Buffer
-	write := writerFunc(func(data []byte) (int, error) {
-		mutex.Lock()
-		defer mutex.Unlock()
-		return log.Write(data)
-	})
-	p, ctx := start(t, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(write, nil)) })
+	log, logger := recorded()
+	p, ctx := start(t, func(o *Options) { o.Logger = logger })
 	if err := p.Call(ctx, "log", "a word", nil); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "both lines", func() bool {
-		mutex.Lock()
-		defer mutex.Unlock()
-		text := log.String()
+		text := log()
 		return strings.Contains(text, "level=WARN msg=\"a word\"") && strings.Contains(text, "stream=stdout")
 	})
 }

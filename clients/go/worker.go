@@ -37,6 +37,7 @@ type worker struct {
 	others  others
 	about   ready
 	logger  *slog.Logger
+	words   *words
 	phase   atomic.Value // string
 	state   atomic.Value // string: how a service at a socket says it is
 	pong    atomic.Int64 // nanoseconds since the epoch of the last sign of life
@@ -49,8 +50,8 @@ type worker struct {
 	isRemoved bool // it has ended, and is to be closed by the last who has one
 }
 
-func newWorker(others others, logger *slog.Logger) *worker {
-	w := &worker{ends: others.connections(), others: others, logger: logger}
+func newWorker(others others, o *Options, logger *slog.Logger) *worker {
+	w := &worker{ends: others.connections(), others: others, logger: logger, words: &o.words}
 	w.phase.Store("start")
 	w.state.Store("")
 	for i, c := range w.data {
@@ -65,7 +66,7 @@ func startWorker(ctx context.Context, o *Options) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := newWorker(p, o.Logger.With("pid", p.pid))
+	w := newWorker(p, o, o.Logger.With("pid", p.pid))
 	go w.listen()
 	if err := w.load(ctx, o); err != nil {
 		if errors.Is(err, errClosed) {
@@ -172,7 +173,7 @@ func (w *worker) listen() {
 		for {
 			f, ok, err := reader.next()
 			if err != nil {
-				w.logger.Warn("the worker broke the rules of the wire", "error", err)
+				w.logger.Warn(w.words.lies, "error", err)
 				w.others.kill()
 				return
 			}
@@ -256,7 +257,7 @@ func (w *worker) ended(c *connection, patience time.Duration) (f frame, answered
 	f, err := c.answer(ctx)
 	var against *ProtocolError
 	if errors.As(err, &against) {
-		w.logger.Error("the worker broke the rules of the wire", "error", err)
+		w.logger.Error(w.words.lies, "error", err)
 		w.others.kill()
 	}
 	return f, err == nil, err != nil && !errors.Is(err, context.DeadlineExceeded)
