@@ -42,7 +42,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := serve(ctx, pool, *address); err != nil {
+	if err := serve(ctx, stop, pool, *address); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -56,8 +56,9 @@ func open(ctx context.Context, python, worker, socket string) (*atoll.Pool, erro
 	})
 }
 
-// serve answers until ctx ends, and ends the pool then.
-func serve(ctx context.Context, pool *atoll.Pool, address string) error {
+// serve answers until ctx ends, and ends the pool then. From there on a signal is as if nobody minded it: a second Ctrl-C
+// ends the program at once, and the kernel its workers.
+func serve(ctx context.Context, stopMinding func(), pool *atoll.Pool, address string) error {
 	server := &http.Server{Handler: routes(pool), ReadHeaderTimeout: 5 * time.Second}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -67,6 +68,7 @@ func serve(ctx context.Context, pool *atoll.Pool, address string) error {
 	ended := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
+		stopMinding()
 		patience, stop := context.WithTimeout(context.Background(), 10*time.Second)
 		defer stop()
 		// First the requests in progress, then the workers that answer them.
