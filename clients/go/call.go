@@ -284,7 +284,8 @@ func Call[Out any](ctx context.Context, p *Pool, name string, in any) (Out, erro
 
 // Stream calls a function that returns an iterator, such as a generator, and yields its items as they come. Nothing is
 // produced that was not asked for, batches aside that grow while items come quickly. Leaving the loop closes the
-// generator. The stream has its place at a worker to itself for as long as it lasts. An error is the last that is yielded.
+// generator. The stream has its place at a worker to itself for as long as it lasts, so a call in the loop's body
+// needs another: with MaxInFlight 1 it waits until its context ends. An error is the last that is yielded.
 func Stream[Item any](ctx context.Context, p *Pool, name string, in any) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		var none Item

@@ -129,7 +129,10 @@ type StartError struct {
 	Traceback string // of what the service raised, if it did
 
 	socket string // of Dial
+	cause  error  // context.DeadlineExceeded, if it took too long
 }
+
+func (e *StartError) Unwrap() error { return e.cause }
 
 func (e *StartError) Error() string {
 	text := "atoll: the worker could not be started: " + e.Message

@@ -212,7 +212,9 @@ type Pool struct {
 	errors     []error
 }
 
-// Start starts workers, all at a time, and returns when they are ready. Nothing is left behind if that fails.
+// Start starts workers, all at a time, and returns when they are ready. Nothing is left behind if that fails. Errors:
+// *StartError (the service cannot be loaded, or not in time), *WorkerDied (a worker ended before it was ready), that of ctx;
+// and those of options that are wrong.
 func Start(ctx context.Context, options Options) (*Pool, error) {
 	if err := options.complete(); err != nil {
 		return nil, err

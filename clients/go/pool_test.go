@@ -360,6 +360,20 @@ func TestStreamsThatAreGivenUpAreClosed(t *testing.T) {
 	}
 }
 
+func TestAStreamHoldsItsPlace(t *testing.T) {
+	p, ctx := start(t, func(o *Options) { o.Workers, o.MaxInFlight = 2, 1 })
+	for range Stream[int](ctx, p, "count", 3) {
+		short, stop := context.WithTimeout(ctx, 10*time.Millisecond)
+		if err := p.Call(short, "add", Args{1, 1}, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		stop()
+	}
+	if sum := must2(Call[int](ctx, p, "add", Args{1, 1}))(t); sum != 2 {
+		t.Error("its place is lost")
+	}
+}
+
 type explosive struct{}
 
 func (explosive) MarshalJSON() ([]byte, error) { panic("it explodes") }
@@ -451,6 +465,26 @@ func TestAServiceThatCannotBeLoaded(t *testing.T) {
 	_, err := Start(context.Background(), o)
 	var failed *StartError
 	if !errors.As(err, &failed) || !strings.Contains(failed.Message, "not today") || !strings.Contains(failed.Traceback, "broken.py") {
+		t.Errorf("got %v", err)
+	}
+	if err := os.WriteFile(path, []byte("import os\nos._exit(5)\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var died *WorkerDied
+	if _, err := Start(context.Background(), o); !errors.As(err, &died) || died.Status != "exit status 5" {
+		t.Errorf("got %v", err)
+	}
+	if err := os.WriteFile(path, []byte("import time\ntime.sleep(1000)\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	short, stop := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer stop()
+	if _, err := Start(short, o); !errors.As(err, &failed) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	its, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if _, err := Start(its, o); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	o.Service = path + "x"

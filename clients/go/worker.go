@@ -156,7 +156,7 @@ func (c *connection) greet(ctx context.Context, load any, about *ready) error {
 func (w *worker) notReady(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		phase := w.phase.Load().(string)
-		return &StartError{Phase: phase, Message: "it was not ready in time, and was stopped in phase " + phase}
+		return &StartError{Phase: phase, Message: "it was not ready in time, and was stopped in phase " + phase, cause: err}
 	}
 	return err
 }
