@@ -99,16 +99,21 @@ class Operations(RuleBasedStateMachine):
         with contextlib.suppress(*allowed):
             assert call.result(PATIENCE) == question
 
-    @precondition(lambda self: not self.closed and len(self.streams) < 3)
+    # How many streams there are depends on who was killed when; what Hypothesis draws must not.
+    @precondition(lambda self: not self.closed)
     @rule()
     def open_stream(self) -> None:
+        if len(self.streams) >= 3:
+            return
         question = self.ask()
         with self.may_die():
             self.streams.append((question, iter(self.service.count(question)), 0))
 
-    @precondition(lambda self: not self.closed and self.streams)
+    @precondition(lambda self: not self.closed)
     @rule(index=st.integers(0, 2), items=st.sampled_from([1, 10, 600]))
     def read_stream(self, index: int, items: int) -> None:
+        if not self.streams:
+            return
         question, stream, taken = self.streams.pop(index % len(self.streams))
         try:
             for item in stream:
@@ -122,9 +127,10 @@ class Operations(RuleBasedStateMachine):
         except atoll.WorkerDied:
             assert self.harmed
 
-    @precondition(lambda self: self.streams)
     @rule(index=st.integers(0, 2))
     def drop_stream(self, index: int) -> None:
+        if not self.streams:
+            return
         del self.streams[index % len(self.streams)]
 
     @precondition(lambda self: not self.closed)

@@ -415,7 +415,6 @@ class Supervisor:
 
         def on_exit() -> None:
             dispatcher.retire(worker)  # first of all: no call is to be sent to it
-            worker.drain()
             supervisor = reference()
             if supervisor is not None:
                 supervisor._hear_ended(worker)

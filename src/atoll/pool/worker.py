@@ -162,6 +162,7 @@ class Worker:
             ) from error
         self.process = process
         self._outbox = Outbox(process.control)
+        process.on_end = self.drain  # what it said last is known to whoever learns that it has ended
         warden().listen(process.control, self._hear)
         self.channels = [
             Channel(self, index, Connection(data.sock, data.lane, "client", spin=spin))
@@ -424,8 +425,8 @@ class Worker:
             process.kill()
             process.exited.wait(_END_GRACE)
             detail = "it had closed its connection, and was stopped"
-        warden().run(self.drain)  # the last it said may be why, or what it was about to do
         if phase == "start":
+            warden().run(self.drain)  # the last it said may be what it was about to do
             phase = self._phase
         return self._death(phase, detail)
 

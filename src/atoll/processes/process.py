@@ -79,6 +79,7 @@ class WorkerProcess:
         exited: set once it has ended and was reaped.
         exit_code, signal: how it ended; one of them is None, or both if somebody else reaped it.
         records: what it said through ``logging``.
+        on_end: called by the warden, on its thread, when it has ended and nobody knows yet.
         on_exit: called by the warden, on its thread, once it has ended.
         host: id of the process that it belongs to.
         is_parents: that is the one this one was forked from; nothing here may reach it.
@@ -116,6 +117,7 @@ class WorkerProcess:
         self._reaped = False
         self._abandoned = False
         self.records = WorkerRecords(service, pid)
+        self.on_end: Callable[[], None] | None = None
         self.on_exit: Callable[[], None] | None = None
         self._kill_lock = threading.Lock()
 
@@ -140,6 +142,9 @@ class WorkerProcess:
                 sock.shutdown(socket.SHUT_RDWR)
         if self._abandoned:
             self.close()
+        if self.on_end is not None:
+            self.on_end()
+            self.on_end = None
         self.has_exited = True
         self.exited.set()
         if self.on_exit is not None:
