@@ -3,8 +3,9 @@
 # What they install goes into .venv and .build; `make clean` removes both.
 
 PYTHON ?= python3
-# How many processes share the tests out among them, file by file.
+# How many processes share the tests out among them, file by file. One that ends ends the run: nobody waits for it.
 JOBS ?= 2
+SHARED := -n $(JOBS) --dist loadfile --max-worker-restart=0
 BIN := .venv/bin
 UV := .build/uv/bin/uv
 
@@ -47,10 +48,10 @@ demo: .build/demo.ready
 	@$(BIN)/python examples/photo/demo.py
 
 test: .build/test.ready
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest $(SHARED)
 
 test-fast: .build/test.ready
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not stress and not network"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not stress and not network"
 
 bench: .build/test.ready
 	$(BIN)/python -m benchmarks
