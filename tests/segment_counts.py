@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import traceback
+from types import FrameType
 
 import atoll
 from atoll_worker.segments import store
@@ -48,4 +51,13 @@ def _what_is_left() -> list[str]:
             views = gc.get_referrers(held)
             keepers = [repr(two)[:200] for one in views for two in gc.get_referrers(one) if two is not views]
             left.append(f"of {held.loans.whose}: {len(held):,} bytes, of which there are views in {keepers}")
+    # Arrays are seen by nobody but who has them in a variable: a thread, or an error's traceback.
+    for thread, running in sys._current_frames().items():
+        left.append(f"thread {thread}: " + "".join(traceback.format_stack(running)[-3:]))
+    for one in gc.get_objects():
+        if isinstance(one, FrameType) and not one.f_code.co_filename.startswith(sys.prefix):
+            keepers = [type(two).__name__ for two in gc.get_referrers(one)]
+            left.append(
+                f"frame {one.f_code.co_name} at line {one.f_lineno} with {sorted(one.f_locals)}, kept by {keepers}"
+            )
     return left
