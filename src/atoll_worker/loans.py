@@ -584,13 +584,15 @@ class Loans:
     def forget(self, number: int) -> None:
         """The other side let go of a segment: so does this one, of what it kept of it."""
         with store.lock:
-            try:
-                for _ in range(_MOST_WAITING):
-                    if number in self._borrowed or number in self._copies or not self._receive():
+            # All that was passed before: it may have been passed more than once, and is not passed after this.
+            for _ in range(_MOST_WAITING):
+                try:
+                    if not self._receive():
                         break
-            except DecodeError:
-                pass  # whoever borrows is told
+                except DecodeError:
+                    pass  # whoever borrows is told
             self._copies.pop(number, None)
+            self._lost.discard(number)
             borrowed = self._borrowed.pop(number, None)
             if borrowed is not None:
                 self._forget(borrowed)

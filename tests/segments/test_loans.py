@@ -575,6 +575,25 @@ def test_no_descriptor_left_from_the_beginning(pair: Pair, segment: Segment) -> 
     assert segment.users == 1
 
 
+def test_what_was_passed_twice_is_forgotten_once(pair: Pair, segment: Segment) -> None:
+    """The second of the two may be on its way still."""
+    first = pair.other.borrow(*pair.lend(segment))
+    fresh = store.allocate(100)
+    _, cell = pair.lend(fresh)
+    with store.lock:
+        pair.one.take_back(cell)
+    view = pair.other.borrow(*pair.lend(fresh))  # passed once more, since nobody knows what became of the first
+    del view, first
+    settle()
+    number = fresh.number
+    store.let_go(fresh)
+    store.trim()
+    pair.deliver()
+    assert number not in pair.other._borrowed
+    assert not pair.other._receive()
+    assert number not in pair.other._borrowed
+
+
 def test_what_was_copied_and_taken_back_is_passed_again(pair: Pair, segment: Segment) -> None:
     """A copy of what was passed, but not lent in the end, is not taken for what is lent later."""
     view = pair.other.borrow(*pair.lend(segment))
