@@ -132,38 +132,38 @@ def described(value: Any) -> Any:
 
 def told(value: Any) -> Any:
     """A result of a node as it crosses: as ``lend``, and what is said to the interface as the host can say it."""
-    cls = type(value)
-    if cls is Expression:
-        steps = tuple(step if type(step) is str else (told(step[0]), told(step[1])) for step in value._steps)
-        return Expression(steps, value._root)
-    if cls is NodeOutput:
-        return NodeOutput(*told(value.args), **told(value.kwargs))
-    if cls is list:
-        return [told(item) for item in value]
-    if cls is tuple:
-        return tuple(told(item) for item in value)
-    if cls is dict:
-        return {key: told(item) for key, item in value.items()}
+    return _with_each(_tell, value)
+
+
+def come_back(value: Any) -> Any:
+    """A result of a node that crossed: as ``unlend``, also within what ``told`` said."""
+    return _with_each(unlend, value)
+
+
+def _tell(value: Any) -> Any:
     if isinstance(value, type) and issubclass(value, ComfyNode):
         return Expression((), OWN_CLASS)
     return lend(value)
 
 
-def come_back(value: Any) -> Any:
-    """A result of a node that crossed: as ``unlend``, also within what ``told`` said."""
+def _with_each(change: Callable[[Any], Any], value: Any) -> Any:
+    """A copy, in which everything that is no container and nothing of the interface's is changed."""
     cls = type(value)
     if cls is Expression:
-        steps = tuple(step if type(step) is str else (come_back(step[0]), come_back(step[1])) for step in value._steps)
+        steps = tuple(
+            step if type(step) is str else (_with_each(change, step[0]), _with_each(change, step[1]))
+            for step in value._steps
+        )
         return Expression(steps, value._root)
     if cls is NodeOutput:
-        return NodeOutput(*come_back(value.args), **come_back(value.kwargs))
+        return NodeOutput(*_with_each(change, value.args), **_with_each(change, value.kwargs))
     if cls is list:
-        return [come_back(item) for item in value]
+        return [_with_each(change, item) for item in value]
     if cls is tuple:
-        return tuple(come_back(item) for item in value)
+        return tuple(_with_each(change, item) for item in value)
     if cls is dict:
-        return {key: come_back(item) for key, item in value.items()}
-    return unlend(value)
+        return {key: _with_each(change, item) for key, item in value.items()}
+    return change(value)
 
 
 class NodeOutput:
