@@ -215,7 +215,8 @@ class Loans:
         self._copies: Dict[int, Tuple[bytearray, int]] = {}
         self._unsaid: Dict[int, int] = {}  # states of cells, until there is a mapping to write them to
         self._is_closed = False
-        reserve.keep()
+        with store.lock:
+            reserve.keep()
         store.add_peer(self)
 
     # -- lending ---------------------------------------------------------------------------------------------
@@ -356,9 +357,9 @@ class Loans:
 
     def retract(self, number: int) -> None:
         """This side let go of a segment. With the store's lock held."""
+        self._unsure.discard(number)
         if number in self._known:
             self._known.discard(number)
-            self._unsure.discard(number)
             self._writable.discard(number)
             self.on_forget(self._passed_as.pop(number, number))
 
@@ -620,6 +621,7 @@ class Loans:
                 self._forget(one)
             self._known.clear()
             self._copies.clear()
+            self._unsaid.clear()
             self._cells = self._their_cells = None
             self._close_ledger()
             self._sock.close()
