@@ -155,7 +155,11 @@ class WorkerDied(WorkerError):
         signal: the signal that ended it, or None when it exited.
         phase: what it was doing: ``"start"``, ``"setup"`` or ``"call"``.
         stderr: its last stderr lines, oldest first.
+        taken: False if it had certainly not begun the call. Such a call goes to another worker by itself, unless it
+            needs this very one.
     """
+
+    taken = True
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     Reply = Tuple[int, int, Bytes, Sequence[Bytes]]
 
 _WAKE_BYTE = b"\0"
+_IS_LINUX = os.uname().sysname == "Linux"
 _pack_into = wire.HEADER.pack_into
 _unpack_from = wire.HEADER.unpack_from
 _sched_yield = os.sched_yield if hasattr(os, "sched_yield") else lambda: time.sleep(0)
@@ -74,6 +75,10 @@ _yielding = set()  # type: set[Connection]
 
 class ConnectionClosed(EOFError):
     """The other side closed the connection, or its process ended."""
+
+
+class NotRead(ConnectionClosed):
+    """The other side was gone before it had read all that was written to the socket."""
 
 
 class DeadlinePassed(Exception):
@@ -174,14 +179,14 @@ class Connection:
         """Send what the socket takes now; returns what it did not.
 
         Raises:
-            ConnectionClosed: the other side is gone.
+            NotRead: the other side is gone.
         """
         try:
             sent = self.sock.sendmsg(pieces[:64])
         except (BlockingIOError, InterruptedError):
             return pieces
         except OSError as error:
-            raise ConnectionClosed(str(error)) from None
+            raise NotRead(str(error)) from None
         left: List[Bytes] = []
         for piece in pieces:
             if sent >= len(piece):
@@ -289,6 +294,9 @@ class Connection:
             count = self.sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
             return False
+        except ConnectionResetError as error:
+            # Linux says so of a Unix socket that was closed with something unread in it, and otherwise reports the end.
+            raise (NotRead if _IS_LINUX else ConnectionClosed)(str(error)) from None
         except OSError as error:
             raise ConnectionClosed(str(error)) from None
         if count == 0:
@@ -449,6 +457,22 @@ class Connection:
                 raise WouldSleep
             frame = self._sleep_for_frame(deadline)
         return frame.kind, frame.codec, frame.payload, frame.buffers
+
+    def was_taken(self, error: ConnectionClosed) -> bool:
+        """Client, after ``error`` ended the outermost call: False if the other side has certainly not seen that call.
+
+        It costs an ordinary call nothing. A server lowers its asleep flag before it takes a frame from its slot, so one
+        that was gone with the flag up had slept through; and a frame of which something was left in the socket was not
+        complete. Where it was awake, or had read all of the frame, nobody can tell, and the answer is True.
+        """
+        conversation = self.conversation
+        if conversation.called_back_in == conversation.call_id & wire.CALL_NUMBER:
+            return True  # and what was not read, or slept through, was the answer to that
+        lane = self._lane
+        if lane is None or self._words[lane.write_number_word] & 1:
+            return not isinstance(error, NotRead)
+        # What is left in the socket there is but a wake.
+        return not self._words[lane.peer_asleep_word] or self._words[self._read_word] != self._read
 
     def fits_slot(self, payload: Bytes, buffers: Sequence[Bytes]) -> bool:
         """Whether such a frame is sent without waiting for the other side."""

@@ -213,9 +213,10 @@ class Conversation:
     Attributes:
         state: see the constants above.
         call_id: of the innermost open call; when none is, of the last one.
+        called_back_in: number of the last outermost call within which the other side called.
     """
 
-    __slots__ = ("_receives", "_sends", "call_id", "is_client", "state")
+    __slots__ = ("_receives", "_sends", "call_id", "called_back_in", "is_client", "state")
 
     def __init__(self, role: str) -> None:
         self.is_client = role == "client"
@@ -223,6 +224,7 @@ class Conversation:
         self._receives = SERVER_SENDS if self.is_client else CLIENT_SENDS
         self.state = START
         self.call_id = 0
+        self.called_back_in = 0
 
     @property
     def depth(self) -> int:
@@ -264,6 +266,8 @@ class Conversation:
             raise RemoteProtocolError(f"{KIND_NAMES[kind]} uses unknown codec {codec}")
         if kind == CALL and self.depth >= MAX_DEPTH:
             raise RemoteProtocolError(f"calls that call back are nested more than {MAX_DEPTH} deep")
+        if kind == CALL and self.state is not IDLE:
+            self.called_back_in = call_id & CALL_NUMBER
         self._after(kind, state)
 
     def _id_of(self, kind: int) -> int:

@@ -15,7 +15,7 @@ from atoll_worker.values import explain_unencodable
 from ..errors import CallCancelled, FunctionNotFound
 from . import tracing
 from .channel import Channel, nesting
-from .endings import check_idempotent, not_found
+from .endings import UNTAKEN, check_idempotent, not_found
 
 if TYPE_CHECKING:
     from atoll_worker.wire import Bytes
@@ -51,8 +51,9 @@ class Attempt:
         options: CallOptions | None,
         worker: Worker | None,
         trace: tracing.CallTrace | None,
+        began: float | None = None,
     ) -> None:
-        self.began = _clock()
+        self.began = _clock() if began is None else began
         self.pool = pool
         self.function = function
         self.args = args
@@ -167,7 +168,7 @@ class Attempt:
 
     def observe(self, series: Any) -> None:
         ended = _clock()
-        if self.function not in _UNCOUNTED:
+        if self.function not in _UNCOUNTED and self.outcome is not UNTAKEN:
             function = UNKNOWN if isinstance(self.error, FunctionNotFound) else self.function
             series[function, self.outcome].observe(ended - self.began, ended)
         if self.trace is not None:

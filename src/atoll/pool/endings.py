@@ -45,6 +45,8 @@ _CALL = wire.CALL
 _WAITING = (wire.CALLING, wire.NESTED)  # states of a conversation in which it is the worker's turn
 # What a worker says of results, by name.
 _OWN_ERRORS: dict[str, type[AtollError]] = {"EncodeError": EncodeError, "SegmentsExhausted": SegmentsExhausted}
+# How an attempt ended whose worker was gone before it took the call. It does not count: the next one does.
+UNTAKEN = "untaken"
 _END_GRACE = 1.0
 _LOOK_AGAIN = 0.1
 _clock = time.monotonic
@@ -69,7 +71,7 @@ def raise_broken(pool: Pool, error: BaseException, channel: Channel, attempt: At
     worker = channel.worker
     if is_broken or isinstance(error, ConnectionClosed):
         channel.retired = True
-        _raise_gone(pool, channel, attempt)
+        _raise_gone(pool, channel, attempt, error)
     if isinstance(error, ProtocolError):
         from .lifecycle import Cause
 
@@ -162,7 +164,7 @@ def _end_callbacks(channel: Channel, depth: int) -> None:
     del nests[mine:]
 
 
-def _raise_gone(pool: Pool, channel: Channel, attempt: Attempt) -> NoReturn:
+def _raise_gone(pool: Pool, channel: Channel, attempt: Attempt, closed: BaseException) -> NoReturn:
     """The connection closed in the middle of a call."""
     function = attempt.function
     cancelled = attempt.was_cancelled
@@ -172,6 +174,8 @@ def _raise_gone(pool: Pool, channel: Channel, attempt: Attempt) -> NoReturn:
         finally:
             del cancelled
     error = channel.worker.died("call")
+    if not attempt.depth and isinstance(closed, ConnectionClosed):
+        error.taken = channel.connection.was_taken(closed)
     if pool.closed:
         raise ServiceClosed(f"service {pool.service!r} was closed while {function!r} was running") from None
     try:
@@ -239,7 +243,7 @@ def outcome_of(error: BaseException) -> str:
     if isinstance(error, CallTimeout):
         return "timeout"
     if isinstance(error, WorkerDied):
-        return "died"
+        return "died" if error.taken else UNTAKEN
     if isinstance(error, Exception) and not isinstance(error, CallCancelled):
         return "refused"
     return "cancelled"

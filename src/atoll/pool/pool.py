@@ -37,7 +37,7 @@ from .attempt import UNKNOWN, Attempt, shown
 from .callbacks import answer_async, converse
 from .channel import Channel, nesting
 from .dispatcher import Dispatcher
-from .endings import check_idempotent, outcome_of, raise_broken, raise_error, rebuild
+from .endings import UNTAKEN, check_idempotent, outcome_of, raise_broken, raise_error, rebuild
 from .metrics import BATCH, Latency, Metric, PoolMetrics, Series
 from .settings import PoolSettings
 from .stream import Stream
@@ -261,9 +261,11 @@ class Pool:
                 raise_error(self, payload, buffers, channel, attempt)
         except BaseException as error:
             outcome = outcome_of(error)
-            if isinstance(error, FunctionNotFound):
-                function = UNKNOWN
-            raise
+            if outcome is not UNTAKEN:
+                if isinstance(error, FunctionNotFound):
+                    function = UNKNOWN
+                raise
+            payload = b""
         finally:
             ended = _clock()
             if channel is not None:
@@ -286,7 +288,7 @@ class Pool:
                 series.put_aside(ended - began)
                 if len(series.pending) >= BATCH:
                     series.fold(ended)
-            else:
+            elif outcome is not UNTAKEN:
                 self._observed[function, outcome].observe(ended - began, ended)
                 if outcome is _OK:
                     ok[function] = self._observed[function, outcome]
@@ -294,6 +296,8 @@ class Pool:
             result = decoder.decode(payload, buffers)
             if result.__class__ is Stream:
                 result.timeout = timeout
+        elif outcome is UNTAKEN:
+            return self._call_slowly(function, args, kwargs, timeout, None, None, began)
         return result
 
     def _call_slowly(
@@ -304,29 +308,32 @@ class Pool:
         timeout: float | None,
         options: CallOptions | None,
         worker: Worker | None,
+        began: float | None = None,
     ) -> Any:
-        """``call`` for whatever is not the ordinary case: with options, in a trace, to a certain worker, or from a
-        callback."""
+        """``call`` for whatever is not the ordinary case: with options, in a trace, to a certain worker, from a
+        callback, or once more."""
         retries = 0 if options is None else options.retries
         while True:
             trace = tracing.begin(self.service, shown(function, args))
-            attempt = Attempt(self, function, args, kwargs, timeout, options, worker, trace)
+            attempt = Attempt(self, function, args, kwargs, timeout, options, worker, trace, began)
             try:
                 return self._attempt(attempt)
             except WorkerDied as error:
-                retries = self._count_retry(retries, attempt, error)
+                retries, began = self._again(retries, attempt, error)
 
-    def _count_retry(self, left: int, attempt: Attempt, error: WorkerDied) -> int:
-        """How many retries are left once the call is made again.
+    def _again(self, left: int, attempt: Attempt, error: WorkerDied) -> tuple[int, float | None]:
+        """How many retries are left once the call is made again, and when that one began: None for then.
 
         Raises:
             WorkerDied: it is not to be made again.
             ManifestError: it may not be, since the function is not idempotent.
         """
+        if not error.taken and attempt.worker is None:
+            return left, attempt.began
         if not left or attempt.channel is None:
             raise error
         check_idempotent(self.service, attempt.function, attempt.channel)
-        return left - 1
+        return left - 1, None
 
     def _attempt(self, attempt: Attempt) -> Any:
         try:
@@ -459,16 +466,20 @@ class Pool:
             outcome = _OK
         except BaseException as error:
             outcome = outcome_of(error)
-            if isinstance(error, FunctionNotFound):
-                function = UNKNOWN
-            raise
+            if outcome is not UNTAKEN:
+                if isinstance(error, FunctionNotFound):
+                    function = UNKNOWN
+                raise
         finally:
             ended = _clock()
             if attempt is None or not attempt.kept:
                 channel.used_at = ended
                 channel.owner = None
                 dispatcher.give(channel)
-            self._observed[function, outcome].observe(ended - began, ended)
+            if outcome is not UNTAKEN:
+                self._observed[function, outcome].observe(ended - began, ended)
+        if outcome is UNTAKEN:
+            return await self._call_async_slowly(function, args, kwargs, timeout, None, None, began)
         if result.__class__ is Stream:
             result.timeout = timeout
         return result
@@ -487,16 +498,17 @@ class Pool:
         timeout: float | None,
         options: CallOptions | None,
         worker: Worker | None,
+        began: float | None = None,
     ) -> Any:
         """``call_async`` for whatever is not the ordinary case, which now includes waiting for a worker."""
         retries = 0 if options is None else options.retries
         while True:
             trace = tracing.begin(self.service, shown(function, args))
-            attempt = Attempt(self, function, args, kwargs, timeout, options, worker, trace)
+            attempt = Attempt(self, function, args, kwargs, timeout, options, worker, trace, began)
             try:
                 return await self._attempt_async(attempt)
             except WorkerDied as error:
-                retries = self._count_retry(retries, attempt, error)
+                retries, began = self._again(retries, attempt, error)
 
     async def _attempt_async(self, attempt: Attempt) -> Any:
         from .aio import end_elsewhere, exchange, when_there_is_room
@@ -549,16 +561,17 @@ class Pool:
         """
         arguments = (function, items, spread, BATCH_SECONDS)
         retries = 0 if options is None else options.retries
+        began: float | None = None
         while True:
             trace = tracing.begin(self.service, function)
-            attempted = Attempt(self, function, arguments, {}, timeout, options, None, trace)
+            attempted = Attempt(self, function, arguments, {}, timeout, options, None, trace, began)
             attempted.reserved = MAP
             attempted.slack = BATCH_SECONDS
             try:
                 results, described = self._attempt(attempted)
                 break
             except WorkerDied as error:
-                retries = self._count_retry(retries, attempted, error)
+                retries, began = self._again(retries, attempted, error)
         if described is None:
             return results, None
         assert attempted.channel is not None
