@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: nothing that a test starts is left when it ends (``leaks``), and no class that it registered."""
+"""For all tests: nothing that a test starts is left when it ends (``leaks``), and no class that it registered; and no
+test of Hypothesis fails since the machine was busy."""
 
 from __future__ import annotations
 
@@ -8,10 +9,15 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from atoll_worker import registry
 
 pytest_plugins = ["leaks"]
+
+# An example may take as long as the machine makes it: what is left is the time that every test has.
+settings.register_profile("atoll", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("atoll")
 
 
 def pytest_configure() -> None:

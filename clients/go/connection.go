@@ -23,6 +23,11 @@ const (
 	longestNap = time.Second
 	// Calls that took longer than this are waited for asleep the next time.
 	patience = 500 * time.Microsecond
+	// Some yields take as long as this only if others had the processor meanwhile, who keep it for milliseconds each time;
+	// what yields keeps it from the rest of this program, too. Who sleeps is woken, and gets it back at once. So that many
+	// waits from there on are slept through.
+	crowd        = 300 * time.Microsecond
+	crowdedWaits = 200
 )
 
 var errClosed = errors.New("atoll: the connection is closed")
@@ -37,6 +42,7 @@ type connection struct {
 	byLane    bool // the last frame came that way
 	spin      bool
 	patient   bool
+	crowded   int // so many waits are to be slept through, because others want the processor
 	callID    uint64
 	largest   int     // bytes of a payload that the other side takes; 0: as the wire has it
 	worker    *worker // at its other end
@@ -198,17 +204,36 @@ func (c *connection) wait(ctx context.Context) (frame, error) {
 				}
 			}
 		}
-		for range yields {
-			if f, ok, err := c.poll(); ok || err != nil {
-				return f, err
-			}
-			schedYield()
+		if f, ok, err := c.yieldFor(); ok || err != nil {
+			return f, err
 		}
 	}
 	began := time.Now()
 	f, err := c.sleep(ctx)
 	c.patient = time.Since(began) > patience
 	return f, err
+}
+
+// yieldFor returns the next frame if it comes while this side lets others have the processor, as long as they give it back
+// soon.
+func (c *connection) yieldFor() (frame, bool, error) {
+	f, ok, err := c.poll()
+	if ok || err != nil || c.crowded > 0 {
+		c.crowded = max(0, c.crowded-1)
+		return f, ok, err
+	}
+	began := time.Now()
+	for range yields {
+		schedYield()
+		if f, ok, err = c.poll(); ok || err != nil {
+			break
+		}
+		if time.Since(began) > crowd {
+			c.crowded = crowdedWaits
+			break
+		}
+	}
+	return f, ok, err
 }
 
 func (c *connection) sleep(ctx context.Context) (frame, error) {

@@ -333,29 +333,37 @@ class _Interrupted(BaseException):
 
 
 @pytest.fixture
-def alarm() -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Do something within a signal handler, soon."""
+def alarm() -> Iterator[Callable[[Callable[[], object], Callable[[], object]], None]]:
+    """Do something within a signal handler of this thread, as soon as something is so."""
     before = signal.getsignal(signal.SIGALRM)
+    mine = threading.get_ident()
+    ringing: list[threading.Thread] = []
 
-    def ring(act: Callable[[], object]) -> None:
+    def ring(act: Callable[[], object], once: Callable[[], object]) -> None:
+        def wait_and_ring() -> None:
+            until(once)
+            signal.pthread_kill(mine, signal.SIGALRM)
+
         signal.signal(signal.SIGALRM, lambda *_: act())
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        ringing.append(threading.Thread(target=wait_and_ring, daemon=True))
+        ringing[0].start()
 
     yield ring
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    for thread in ringing:
+        thread.join(20)
     signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("timeout", [None, 20.0])
 def test_an_interrupt_while_waiting_gives_the_place_away(
-    timeout: float | None, alarm: Callable[[Callable[[], object]], None]
+    timeout: float | None, alarm: Callable[[Callable[[], object], Callable[[], object]], None]
 ) -> None:
     def interrupt() -> None:
         raise _Interrupted
 
     dispatcher = make(Worker())
     channel = dispatcher.take()
-    alarm(interrupt)
+    alarm(interrupt, lambda: dispatcher.waiting)
     with pytest.raises(_Interrupted):
         enter(dispatcher, timeout)
     assert dispatcher.waiting == 0
@@ -473,8 +481,11 @@ def test_it_says_when_somebody_wants_a_worker() -> None:
     channel = dispatcher.take()
     certain = Waiting(dispatcher, worker=worker)
     assert wanted == []
-    others = [Waiting(dispatcher), Waiting(dispatcher)]
-    assert wanted == [2, 3]  # it stands in the queue already when it is said
+    others = []
+    for standing in (2, 3):
+        others.append(Waiting(dispatcher))
+        until(lambda standing=standing: len(wanted) == standing - 1)
+        assert wanted[-1] == standing  # it stands in the queue already when it is said
     for one in (certain, *others):
         dispatcher.give(channel)
         assert one.result() is channel

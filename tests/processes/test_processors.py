@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,8 @@ from atoll.processes.processors import Mover
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this machine has one processor to use")
 def test_a_move_leads_to_another_processor_and_leaves_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processors, "_runnable", lambda: 1)
+    clock = SimpleNamespace(monotonic=lambda: 1000.0)  # however long it takes, the second look comes too soon
+    monkeypatch.setattr(processors, "time", clock)
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
             allowed = os.sched_getaffinity(busy.pid)

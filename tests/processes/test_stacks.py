@@ -369,7 +369,7 @@ def test_native_stacks_by_each_tool(start: Start, tool: str, monkeypatch: pytest
     if tool != "py-spy":
         assert str(process.pid) in text.splitlines()[0]
         assert text.splitlines()[1].startswith("#0 ")
-    assert state_of(process.pid) == "R"
+    until(lambda: state_of(process.pid) == "R")
 
 
 def test_without_any_tool_the_kernel_is_asked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,13 @@ def test_processor_time_threads_and_state_are_seen() -> None:
         assert found is not None
         return found
 
+    def counts_threads() -> bool:
+        """Both at one moment: a thread that was joined goes a little later."""
+        return own().threads == len(os.listdir("/proc/self/task"))
+
     before = own()
     assert before.state == "R"
-    assert before.threads == len(os.listdir("/proc/self/task"))
+    until(counts_threads)
     goal = sum(os.times()[:2]) + 0.2
     while sum(os.times()[:2]) < goal:
         pass
@@ -78,7 +82,8 @@ def test_processor_time_threads_and_state_are_seen() -> None:
     leave = threading.Event()
     thread = threading.Thread(target=leave.wait)
     thread.start()
-    assert own().threads == before.threads + 1
+    assert str(thread.native_id) in os.listdir("/proc/self/task")
+    until(counts_threads)
     leave.set()
     thread.join()
 

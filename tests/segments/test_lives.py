@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -320,6 +321,10 @@ class Lives(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if not hasattr(self, "service"):
+            return
+        if sys.exc_info()[1] is not None:  # a rule failed: what its frames hold is not asked for, lest it hide why
+            self.service.close()
+            self.other.close()
             return
         try:
             self.held.clear()

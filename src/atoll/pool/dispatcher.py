@@ -11,6 +11,7 @@ What does not belong here: starting workers (``supervisor``), and what is done w
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -221,8 +222,9 @@ class Dispatcher:
         """
         turn = threading.Lock()
         turn.acquire()
-        waiter = self._join(_Waiter(turn.release, None, worker))
+        waiter = _Waiter(turn.release, None, worker)
         try:
+            self._join(waiter)
             while True:
                 left = self._left(entered, timeout)
                 turn.acquire(timeout=_LONG if left is None else max(0.0, min(left, _LONG)))
@@ -232,7 +234,9 @@ class Dispatcher:
                     break
                 if check is not None:
                     check()
-        except BaseException:  # KeyboardInterrupt, above all
+        except QueueIsFull:  # it never stood there
+            raise
+        except BaseException:  # KeyboardInterrupt, above all, wherever it strikes
             self.give_up(waiter)
             raise
         return self._too_late(waiter)
@@ -249,8 +253,9 @@ class Dispatcher:
             if not turn.done():
                 turn.set_result(None)
 
-        waiter = self._join(_Waiter(lambda: loop.call_soon_threadsafe(finish), loop, worker))
+        waiter = _Waiter(lambda: loop.call_soon_threadsafe(finish), loop, worker)
         try:
+            self._join(waiter)
             while True:
                 left = self._left(entered, timeout)
                 await asyncio.wait((turn,), timeout=1.0 if left is None else max(0.0, min(left, 1.0)))
@@ -258,6 +263,8 @@ class Dispatcher:
                     return waiter.result()
                 if left is not None and left <= 0:
                     break
+        except QueueIsFull:
+            raise
         except BaseException:
             self.give_up(waiter)
             raise
@@ -318,15 +325,15 @@ class Dispatcher:
     def _leave(self, waiter: _Waiter) -> None:
         """It waits no more."""
         with self._lock:
+            # It may have done so already; or been interrupted when it stood in one of the two.
             line = self._lines.get(waiter.worker)
-            try:
-                if line is not None:
+            if line is not None:
+                with contextlib.suppress(ValueError):
                     line.remove(waiter)
-                    if not line:
-                        del self._lines[waiter.worker]
-                    self.queue.remove(waiter)
-            except (KeyError, ValueError):
-                pass  # it did already
+                if not line:
+                    del self._lines[waiter.worker]
+            with contextlib.suppress(ValueError):
+                self.queue.remove(waiter)
 
     def _left(self, entered: float, timeout: float | None) -> float | None:
         since = self.serving_since

@@ -432,7 +432,9 @@ class Worker:
 
     def gone(self) -> WorkerDied:
         """The error for whoever needs something that lived in this worker, which has ended."""
-        return self._death("call", "what was borrowed from it is gone with it")
+        error = self._death("call", "what was borrowed from it is gone with it")
+        error.taken = False
+        return error
 
     def _death(self, phase: str, detail: str) -> WorkerDied:
         process = self.process
