@@ -371,6 +371,22 @@ def test_an_interrupt_while_waiting_gives_the_place_away(
     assert all_free(dispatcher)
 
 
+def test_an_interrupt_while_it_joins_the_queue_gives_the_place_away() -> None:
+    def interrupt() -> None:
+        raise _Interrupted
+
+    dispatcher: Any = Dispatcher(1, 1000, interrupt)
+    dispatcher.add(Worker())
+    channel = dispatcher.take()
+    with pytest.raises(_Interrupted):
+        enter(dispatcher)
+    with pytest.raises(_Interrupted):
+        asyncio.run(enter_async(dispatcher))
+    assert dispatcher.waiting == 0
+    dispatcher.give(channel)
+    assert all_free(dispatcher)
+
+
 def test_what_is_looked_at_while_it_takes_long_may_end_the_waiting() -> None:
     class Never(Exception):
         pass
