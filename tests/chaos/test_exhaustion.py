@@ -161,7 +161,7 @@ def test_a_full_disk_for_logs(oracle: Oracle, full: None) -> None:
         return (question, b"") if question % 20 == 1 else answered(question)
 
     with Storm(ask, expected=expected, callers=4).around() as storm:
-        until(lambda: storm.raised["WorkerDied"] > 20)
+        until(lambda: storm.raised["WorkerDied"] > 20, 60)
     calm(service, 2)
 
 

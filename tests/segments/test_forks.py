@@ -181,7 +181,7 @@ def test_many_forks(service: Any, random_bytes: Random) -> None:
     for _ in range(30):
         Child(lambda: None).finish()
         atoll.memory()
-    assert len(os.listdir("/proc/self/fd")) == before
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # somebody else may be reading a file
     service.drop("a")
     del array, result
     until_given_back()

@@ -17,7 +17,7 @@ import pytest
 
 import atoll
 from atoll_worker.allocation import segment_of, span_of
-from conditions import until
+from conditions import WITHIN, until
 from segment_counts import until_given_back
 
 MB = 1 << 20
@@ -220,9 +220,17 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
-def cancelled(call: Any) -> Any:
-    until(call.running)
+def cancelled(service: Any, x: Any) -> Any:
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(_: Any) -> None:
+        entered.set()
+        leave.wait(WITHIN)
+
+    call = service.call_back.submit(wait, x)
+    assert entered.wait(WITHIN)
     call.cancel()
+    leave.set()
     try:
         return call.result()
     finally:
@@ -235,7 +243,7 @@ WAYS_TO_FAIL: dict[str, Callable[[Any, Any], object]] = {
     "in the background": lambda service, x: service.fail.submit(x).result(),
     "with out": lambda service, x: service.invert_and_fail(x, out=x),
     "not encoded": lambda service, x: service.fail(x, object()),
-    "cancelled": lambda service, x: cancelled(service.call_back.submit(lambda _: threading.Event().wait(0.3), x)),
+    "cancelled": cancelled,
     "in a callback": lambda service, x: service.call_back(lambda y: y.no_such_thing, x),
     "late": lambda service, x: service.call_back.options(timeout=0.1)(lambda _: threading.Event().wait(0.3), x),
     "by dying": lambda service, x: service.call_back(
