@@ -334,7 +334,7 @@ def start_children(then: str, folder: str) -> None:
 def test_everything_in_it_ends_with_it(tmp_path: Path, then: str) -> None:
     start = atoll.function(sandbox=atoll.Sandbox(read=(str(tmp_path),)))(start_children)
     before = set(descendants(os.getpid()))
-    call = start.options(timeout=3 if then == "hang" else None).submit(then, str(tmp_path))
+    call = start.options(timeout=6 if then == "hang" else None).submit(then, str(tmp_path))
     # Two of bubblewrap's, the interpreter, and four that it started.
     pids = until(lambda: len(found := set(descendants(os.getpid())) - before) == 7 and found)
     if then == "close":

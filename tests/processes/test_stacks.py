@@ -182,7 +182,9 @@ def test_asking_two_hundred_times_leaves_nothing(start: Start) -> None:
     assert process.poll() is None
 
 
-def test_a_long_answer_is_waited_for_to_its_end(start: Start) -> None:
+def test_a_long_answer_is_waited_for_to_its_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it has to wait for a processor in the middle."""
+    monkeypatch.setattr(module, "_SETTLED", 0.0)
     process = start("much_to_tell")
     until(lambda: dump(process).count("in descend") == 60 * 81)
     for _ in range(20):

@@ -191,9 +191,9 @@ def test_a_cancelled_call_gives_back(service: Any, random_bytes: Random) -> None
         leave.set()
         assert isinstance(call.exception(30), atoll.CallCancelled)
         del call
-    until(lambda: atoll.memory().lent == 0, 5.0)
-    until(lambda: service.figures()["lent"] == 0, 5.0)
-    until(lambda: service.figures()["borrowed"] == 0, 5.0)
+    until(lambda: atoll.memory().lent == 0)
+    until(lambda: service.figures()["lent"] == 0)
+    until(lambda: service.figures()["borrowed"] == 0)
 
 
 def test_a_cancelled_task_gives_back(service: Any, random_bytes: Random) -> None:

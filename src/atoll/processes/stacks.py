@@ -37,7 +37,8 @@ SHORT = 40
 
 # Seconds between two looks at a worker that is about to write.
 _PAUSE = 0.001
-# Seconds without a byte after which a dump counts as complete, should the kernel not tell that the handler returned.
+# Seconds without a byte after which a dump counts as complete, should the kernel not tell that the handler returned,
+# and no thread that may be in it run or wait for a processor.
 _SETTLED = 0.05
 # A dump has at most 100 threads of 100 frames; what is longer was not written by faulthandler.
 _LONGEST = 1 << 24
@@ -293,11 +294,14 @@ def _ask(pid: int, process: int, file: int, deadline: float) -> str:
         now = time.monotonic()
         if grown != size:
             size, since = grown, now
-        # Complete once the handler has returned: until then its thread blocks the signal.
-        if size and (
-            now - since > _SETTLED or not (_mask(_status(f"/proc/{pid}/status"), "ShdPnd") or _blocking(pid) - blocked)
-        ):
-            break
+        if size:
+            # Complete once the handler has returned: until then its thread blocks the signal.
+            writing = {task: state for task, state in _blocking(pid).items() if task not in blocked}
+            if not writing and not _mask(_status(f"/proc/{pid}/status"), "ShdPnd"):
+                break
+            # One that is silent since it has to wait for a processor has not ended.
+            if now - since > _SETTLED and not {"R", "D"}.intersection(writing.values()):
+                break
         if now > deadline:
             break
         time.sleep(_PAUSE)
@@ -336,9 +340,10 @@ def _mask(status: dict[str, str], name: str) -> bool:
     return bool(int(status.get(name, "0"), 16) >> (SIGNAL - 1) & 1)
 
 
-def _blocking(pid: int) -> set[str]:
-    """The threads that block ``SIGNAL`` now."""
-    return {str(task) for task in Path(f"/proc/{pid}/task").glob("*") if _mask(_status(f"{task}/status"), "SigBlk")}
+def _blocking(pid: int) -> dict[str, str]:
+    """The threads that block ``SIGNAL`` now, and the letter of the state of each."""
+    threads = {str(task): _status(f"{task}/status") for task in Path(f"/proc/{pid}/task").glob("*")}
+    return {task: status.get("State", "")[:1] for task, status in threads.items() if _mask(status, "SigBlk")}
 
 
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
