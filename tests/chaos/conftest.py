@@ -50,7 +50,10 @@ ORACLE = """\
         return sum(items)
 
     @expose
-    def sleep(question, seconds):
+    def sleep(question, seconds, begun=None):
+        "Having made the file of this name, if there is one."
+        if begun is not None:
+            open(begun, "w").close()
         time.sleep(seconds)
         return question
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +20,16 @@ Oracle = Callable[..., atoll.Service]
 
 
 def test_a_stream_that_is_dropped_on_the_thread_that_the_warden_starts(
-    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The garbage collector may choose that moment: the warden must not have to do anything for the finalizer."""
     service = oracle(workers=1, **TIRELESS)
     streams: list[Any] = [service.count(1, 1000)]
     next(streams[0])
     worker = service._pool.workers[0]
-    busy = service.sleep.submit(1, 600)
-    until(lambda: service.status().in_flight == 1)
+    begun = tmp_path / "begun"
+    busy = service.sleep.submit(1, 600, str(begun))
+    until(begun.exists)  # one that its worker has not taken yet would be made again
     begin = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
     dropped: list[str] = []
 

@@ -33,6 +33,8 @@ from atoll_worker.values import INLINE_BUFFER, Decoder, Encoder
 ENTRY = struct.Struct("<BB2xIQQQ")
 LARGE = values._LARGE_CHUNK
 
+pytestmark = pytest.mark.timeout(600)  # as long as all examples of a test take on a busy machine
+
 
 class Way:
     """From an encoder to a decoder."""

@@ -30,6 +30,9 @@ from atoll_worker.outbox import Outbox
 from atoll_worker.segments import Segment, Store, size_class, store
 
 KB, MB = 1 << 10, 1 << 20
+
+pytestmark = pytest.mark.timeout(600)  # as long as all examples of a test take on a busy machine
+
 PASSED = struct.Struct("<B7xQQ")
 LEDGER, SEGMENT = 1, 2
 
