@@ -105,12 +105,32 @@ func isPlain(text []byte) bool {
 	return true
 }
 
+// An untaken is why a call failed that certainly never began: its worker had ended before.
+type untaken struct{ error }
+
+// ask makes a call by whoever is there to take it, which is the connection that it returns; for the rest see exchange. Who
+// ended before taking it has done nothing of it, so it is another's turn.
+func (p *Pool) ask(ctx context.Context, request *bytes.Buffer, late late) (c *connection, f frame, give bool, err error) {
+	length := request.Len()
+	for again := false; ; again = true {
+		if c, err = p.take(ctx, again); err != nil {
+			return nil, f, false, err
+		}
+		f, give, err = p.exchange(ctx, c, request, late)
+		if _, gone := err.(*untaken); !gone {
+			return c, f, give, err
+		}
+		p.dispatcher.discard(c)
+		request.Truncate(length)
+	}
+}
+
+// A late gets the answer to a call that was given up, and returns whether it has left the connection to be given back.
+type late func(*connection, frame) bool
+
 // exchange makes a call on a connection. If give is true the caller has the connection still, and gives it back once it
-// has used the answer. One that comes though the call was given up is for late, if that is not nil, which returns whether
-// it has left the connection to be given back.
-func (p *Pool) exchange(
-	ctx context.Context, c *connection, request *bytes.Buffer, late func(frame) bool,
-) (f frame, give bool, err error) {
+// has used the answer. One that comes though the call was given up is for late, if that is not nil.
+func (p *Pool) exchange(ctx context.Context, c *connection, request *bytes.Buffer, late late) (f frame, give bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return f, true, err
 	}
@@ -138,7 +158,12 @@ func (p *Pool) exchange(
 	case errors.As(err, &broken):
 		w.others.kill()
 	case errors.Is(err, errClosed):
-		err = w.others.lost(w, "call")
+		lost := w.others.lost(w, "call") // from here on nobody takes anything
+		if c.mayBeTaken(err) {
+			err = lost
+		} else {
+			err = &untaken{lost}
+		}
 	default: // ctx has ended
 		var rest []byte
 		var half *halfSent
@@ -148,7 +173,7 @@ func (p *Pool) exchange(
 		p.open.Add(1)
 		go func() {
 			defer p.ended()
-			if f, answered := p.giveUp(c, rest); !answered || late == nil || late(f) {
+			if f, answered := p.giveUp(c, rest); !answered || late == nil || late(c, f) {
 				p.dispatcher.put(c)
 			}
 		}()
@@ -171,16 +196,16 @@ func (p *Pool) giveUp(c *connection, rest []byte) (f frame, answered bool) {
 	return c.worker.others.giveUp(c.worker, c)
 }
 
-// take returns a connection to a worker that is alive.
-func (p *Pool) take(ctx context.Context) (*connection, error) {
+// take returns a connection to a worker that is alive; see dispatcher.take.
+func (p *Pool) take(ctx context.Context, again bool) (*connection, error) {
 	p.metrics.queued.Add(1)
 	defer p.metrics.queued.Add(-1)
-	for {
-		c, err := p.dispatcher.take(ctx)
+	for ; ; again = true {
+		c, err := p.dispatcher.take(ctx, again)
 		if err != nil {
 			return nil, err
 		}
-		if !c.worker.hasEnded() {
+		if !c.worker.doomed.Load() && !c.worker.hasEnded() {
 			return c, nil
 		}
 		p.dispatcher.discard(c)
@@ -206,11 +231,7 @@ func (p *Pool) Call(ctx context.Context, name string, in, out any) (err error) {
 		return err
 	}
 	defer putRequest(request)
-	c, err := p.take(ctx)
-	if err != nil {
-		return err
-	}
-	f, give, err := p.exchange(ctx, c, request, nil)
+	c, f, give, err := p.ask(ctx, request, nil)
 	if give {
 		if err == nil && len(f.payload) > detachFrom {
 			defer putMemory(c.detach()) // whatever was decoded is a copy
@@ -342,10 +363,9 @@ func (p *Pool) openStream(ctx context.Context, name string, in any) (*stream, er
 	s := &stream{pool: p, began: time.Now()}
 	if err == nil {
 		defer putRequest(opening)
-		s.connection, err = p.take(ctx)
-	}
-	if err == nil {
-		err = s.send(ctx, opening, &s.number)
+		err = s.answered(ctx, &s.number, func(late late) (*connection, frame, bool, error) {
+			return p.ask(ctx, opening, late)
+		})
 	}
 	if err != nil {
 		s.err = err
@@ -361,18 +381,25 @@ func (s *stream) call(ctx context.Context, name string, args Args, out any) erro
 		return err
 	}
 	defer putRequest(request)
-	return s.send(ctx, request, out)
+	return s.answered(ctx, out, func(late late) (*connection, frame, bool, error) {
+		f, give, err := s.pool.exchange(ctx, s.connection, request, late)
+		if gone, ok := err.(*untaken); ok {
+			err = gone.error // the iterator is there, and nowhere else
+		}
+		return s.connection, f, give, err
+	})
 }
 
-func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error {
-	c, number := s.connection, s.number
-	f, give, err := s.pool.exchange(ctx, c, request, func(f frame) bool {
+// answered makes a call of the stream's, as exchange does, and stores the answer.
+func (s *stream) answered(ctx context.Context, out any, exchange func(late) (*connection, frame, bool, error)) error {
+	number := s.number
+	c, f, give, err := exchange(func(c *connection, f frame) bool {
 		if number == 0 && f.kind == kindResult && json.Unmarshal(f.payload, &number) != nil {
 			return true
 		}
 		return s.pool.closeIterator(c, number)
 	})
-	if !give {
+	if s.connection = c; !give {
 		s.connection = nil
 	}
 	if err == nil {
@@ -387,7 +414,7 @@ func (s *stream) send(ctx context.Context, request *bytes.Buffer, out any) error
 // closeIterator has an iterator end that is not read any more, whatever it has come to; 0 stands for none. It returns
 // whether the caller has the connection still.
 func (p *Pool) closeIterator(c *connection, number int) bool {
-	if number == 0 || c.worker.hasEnded() {
+	if number == 0 || c.worker.doomed.Load() || c.worker.hasEnded() {
 		return true
 	}
 	closing, err := request("__close__", Args{number}, false)

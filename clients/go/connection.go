@@ -30,7 +30,10 @@ const (
 	crowdedWaits = 200
 )
 
-var errClosed = errors.New("atoll: the connection is closed")
+var (
+	errClosed = errors.New("atoll: the connection is closed")
+	errUnsent = fmt.Errorf("%w, and not all of a frame was written", errClosed)
+)
 
 type connection struct {
 	fd        int
@@ -40,8 +43,11 @@ type connection struct {
 	reader    frameReader
 	announced bool
 	byLane    bool // the last frame came that way
+	bySlot    bool // the last one was sent that way
+	unread    bool // the other side closed it, and had not read all that was sent
 	spin      bool
 	patient   bool
+	yield     func()
 	crowded   int // so many waits are to be slept through, because others want the processor
 	callID    uint64
 	largest   int     // bytes of a payload that the other side takes; 0: as the wire has it
@@ -57,7 +63,7 @@ func newConnection(fd int, lane *lane) (*connection, error) {
 		file.Close()
 		return nil, err
 	}
-	return &connection{fd: fd, file: file, raw: raw, lane: lane, spin: true}, nil
+	return &connection{fd: fd, file: file, raw: raw, lane: lane, spin: true, yield: schedYield}, nil
 }
 
 // hangUp wakes whoever reads; the descriptor stays.
@@ -96,12 +102,17 @@ func (c *connection) send(ctx context.Context, kind, codec byte, callID uint64, 
 	putHeader(data, kind, codec, callID, len(data)-headerSize)
 	if c.lane != nil {
 		if len(data) <= laneSlot {
-			if c.lane.put(data) {
-				return c.write(ctx, []byte{0})
+			c.bySlot = true
+			if !c.lane.put(data) {
+				return nil
 			}
-			return nil
+			if err := c.write(ctx, []byte{0}); !errors.Is(err, errClosed) {
+				return err
+			}
+			return nil // it may have answered before it ended: who waits for that hears either
 		}
 		c.lane.announce()
+		c.bySlot = false
 	}
 	return c.write(ctx, data)
 }
@@ -121,7 +132,7 @@ func (c *connection) write(ctx context.Context, data []byte) error {
 		case err == syscall.EAGAIN:
 			return c.writeRest(ctx, data)
 		case err != nil && err != syscall.EINTR:
-			return errClosed
+			return errUnsent
 		}
 	}
 }
@@ -135,7 +146,7 @@ func (c *connection) writeRest(ctx context.Context, data []byte) error {
 		return &halfSent{data[count:]}
 	}
 	if err != nil {
-		return errClosed
+		return errUnsent
 	}
 	return nil
 }
@@ -188,6 +199,7 @@ func (c *connection) receive() (int, syscall.Errno) {
 	count, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, uintptr(c.fd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(space))), uintptr(len(space)), syscall.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
+		c.unread = c.unread || errno == syscall.ECONNRESET // so Linux has it; elsewhere the end looks like any other
 		return 0, errno
 	}
 	c.reader.received(int(count))
@@ -224,12 +236,13 @@ func (c *connection) yieldFor() (frame, bool, error) {
 	}
 	began := time.Now()
 	for range yields {
-		schedYield()
-		if f, ok, err = c.poll(); ok || err != nil {
-			break
-		}
+		c.yield()
+		f, ok, err = c.poll()
 		if time.Since(began) > crowd {
 			c.crowded = crowdedWaits
+			break
+		}
+		if ok || err != nil {
 			break
 		}
 	}
@@ -296,4 +309,17 @@ func (c *connection) answer(ctx context.Context) (frame, error) {
 		return f, protocolError("an answer carries call id %d, but %d is the one in turn", f.callID, c.callID)
 	}
 	return f, nil
+}
+
+// mayBeTaken tells whether the other side may have taken the frame that was sent last, once it has ended and err has come
+// of that. It has not if it never got all of it. Nor if its flag says in the lane that it sleeps: who takes a frame lowers
+// that first.
+func (c *connection) mayBeTaken(err error) bool {
+	switch {
+	case errors.Is(err, errUnsent):
+		return false
+	case c.lane == nil:
+		return !c.unread
+	}
+	return !c.bySlot || !c.lane.sleptThrough()
 }

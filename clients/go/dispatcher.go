@@ -25,24 +25,29 @@ type granted struct {
 	err        error
 }
 
-// take returns an idle connection, once it is this caller's turn.
-func (d *dispatcher) take(ctx context.Context) (*connection, error) {
+// take returns an idle connection, once it is this caller's turn; who has had it, and again takes one, is before all others
+// who wait.
+func (d *dispatcher) take(ctx context.Context, again bool) (*connection, error) {
 	d.mutex.Lock()
 	if d.refusal != nil {
 		defer d.mutex.Unlock()
 		return nil, d.refusal
 	}
-	if d.canGrant() && len(d.waiting) == 0 {
+	if d.canGrant() && (len(d.waiting) == 0 || again) {
 		c := d.pick()
 		d.mutex.Unlock()
 		return c, nil
 	}
-	if len(d.waiting) >= d.maxQueue {
+	if len(d.waiting) >= d.maxQueue && !again {
 		d.mutex.Unlock()
 		return nil, ErrQueueFull
 	}
 	place := make(chan granted, 1)
-	d.waiting = append(d.waiting, place)
+	if again {
+		d.waiting = append([]chan granted{place}, d.waiting...)
+	} else {
+		d.waiting = append(d.waiting, place)
+	}
 	d.mutex.Unlock()
 	select {
 	case got := <-place:

@@ -33,7 +33,7 @@ func TestCallersAreServedInTheOrderTheyCame(t *testing.T) {
 	gaveUp, giveUp := context.WithCancel(ctx)
 	for i, its := range []context.Context{ctx, gaveUp, ctx} {
 		go func() {
-			if _, err := d.take(its); err == nil {
+			if _, err := d.take(its, false); err == nil {
 				order <- i
 			} else {
 				order <- -1
@@ -41,7 +41,7 @@ func TestCallersAreServedInTheOrderTheyCame(t *testing.T) {
 		}()
 		untilQueued(&d, i+1)
 	}
-	if _, err := d.take(ctx); !errors.Is(err, ErrQueueFull) {
+	if _, err := d.take(ctx, false); !errors.Is(err, ErrQueueFull) {
 		t.Errorf("a fourth one waits: %v", err)
 	}
 	giveUp()
@@ -61,7 +61,7 @@ func TestCallersAreServedInTheOrderTheyCame(t *testing.T) {
 		t.Errorf("%d was served then", got)
 	}
 	go func() {
-		_, err := d.take(ctx)
+		_, err := d.take(ctx, false)
 		if errors.Is(err, ErrShutdown) {
 			order <- -2
 		}
@@ -78,11 +78,11 @@ func TestNoneMayWait(t *testing.T) {
 	d.add(standIn(3))
 	ctx := context.Background()
 	for range 2 {
-		if _, err := d.take(ctx); err != nil {
+		if _, err := d.take(ctx, false); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := d.take(ctx); !errors.Is(err, ErrQueueFull) {
+	if _, err := d.take(ctx, false); !errors.Is(err, ErrQueueFull) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -96,7 +96,7 @@ func TestTheWorkerThatDoesLeastIsGivenACall(t *testing.T) {
 	ctx := context.Background()
 	var taken []*connection
 	for range 6 {
-		c, err := d.take(ctx)
+		c, err := d.take(ctx, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -122,8 +122,8 @@ func TestAWorkerThatHasEndedIsGivenNoCalls(t *testing.T) {
 	gone, here := standIn(2), standIn(1)
 	d.add(gone)
 	ctx := context.Background()
-	kept, _ := d.take(ctx)
-	seen, _ := d.take(ctx)
+	kept, _ := d.take(ctx, false)
+	seen, _ := d.take(ctx, false)
 	d.discard(seen) // its end was seen by a caller first
 	d.remove(gone)
 	d.put(kept)
@@ -131,7 +131,7 @@ func TestAWorkerThatHasEndedIsGivenNoCalls(t *testing.T) {
 		t.Errorf("%d idle, %d calls", len(d.idle), d.inFlight)
 	}
 	d.add(here)
-	if c, err := d.take(ctx); err != nil || c.worker != here {
+	if c, err := d.take(ctx, false); err != nil || c.worker != here {
 		t.Errorf("got %v, %v", c, err)
 	}
 }
@@ -147,7 +147,7 @@ func TestNothingIsLostAmongManyCallersWhoGiveUp(t *testing.T) {
 			defer group.Done()
 			for turn := range 200 {
 				ctx, stop := context.WithTimeout(context.Background(), time.Duration((caller*turn)%50)*time.Microsecond)
-				if c, err := d.take(ctx); err == nil {
+				if c, err := d.take(ctx, false); err == nil {
 					d.put(c)
 				}
 				stop()
@@ -157,5 +157,43 @@ func TestNothingIsLostAmongManyCallersWhoGiveUp(t *testing.T) {
 	group.Wait()
 	if d.inFlight != 0 || w.inFlight != 0 || len(d.idle) != 5 || d.queued() != 0 {
 		t.Errorf("%d calls, %d idle, %d wait", d.inFlight, len(d.idle), d.queued())
+	}
+}
+
+func TestWhoHadATurnIsBeforeAllWhoWait(t *testing.T) {
+	d := dispatcher{maxQueue: 1, maxInFlight: 1}
+	ctx := context.Background()
+	order := make(chan string, 2)
+	for i, name := range []string{"first", "again"} {
+		go func() {
+			if _, err := d.take(ctx, name == "again"); err != nil {
+				t.Error(err)
+			}
+			order <- name
+		}()
+		untilQueued(&d, i+1) // also beyond the number that may wait
+	}
+	w := standIn(1)
+	d.add(w)
+	if got := <-order; got != "again" {
+		t.Errorf("the %s is served first", got)
+	}
+	d.put(w.data[0])
+	if got := <-order; got != "first" {
+		t.Errorf("the %s is served then", got)
+	}
+}
+
+func TestAWorkerWhoseEndHasBegunIsGivenNoCalls(t *testing.T) {
+	p := &Pool{dispatcher: dispatcher{maxInFlight: 100}}
+	here, dying := standIn(1), standIn(2)
+	p.dispatcher.add(here)
+	p.dispatcher.add(dying)
+	dying.doomed.Store(true)
+	if c, err := p.take(context.Background(), false); err != nil || c.worker != here {
+		t.Errorf("got %v, %v", c, err)
+	}
+	if p.dispatcher.inFlight != 1 || dying.inFlight != 0 {
+		t.Errorf("%d calls, %d of them there", p.dispatcher.inFlight, dying.inFlight)
 	}
 }

@@ -2,7 +2,10 @@
 
 package atoll
 
-import "os"
+import (
+	"os"
+	"sync/atomic"
+)
 
 // The connections to somebody who answers calls: a process that this program started (process.go), or a service that
 // listens at a socket (link.go).
@@ -13,6 +16,7 @@ type ends struct {
 	data    []*connection
 	exited  chan struct{} // closed once there is nobody at the other ends
 	status  string        // how it ended; to be read after that
+	doomed  atomic.Bool   // their end has begun, or is being brought about: no more calls are begun
 }
 
 // others are at the other ends.

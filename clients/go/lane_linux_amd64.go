@@ -91,6 +91,9 @@ func (l *lane) announce() {
 
 func (l *lane) hasNews() bool { return atomic.LoadUint64(l.theirs) != l.read }
 
+// sleptThrough tells of another side that has ended that it slept until then, and took nothing.
+func (l *lane) sleptThrough() bool { return atomic.LoadUint64(l.theySleep) != 0 && !l.hasNews() }
+
 func (l *lane) sleeping(is bool) {
 	value := uint64(0)
 	if is {

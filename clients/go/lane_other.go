@@ -20,5 +20,6 @@ func (*lane) close()                               {}
 func (*lane) put([]byte) bool                      { return false }
 func (*lane) announce()                            {}
 func (*lane) hasNews() bool                        { return false }
+func (*lane) sleptThrough() bool                   { return false }
 func (*lane) sleeping(bool)                        {}
 func (*lane) take() (f frame, ok, a bool, e error) { return }

@@ -127,7 +127,7 @@ func (l *link) giveUp(w *worker, c *connection) (f frame, answered bool) {
 	ctx, stop := context.WithTimeout(context.Background(), endGrace)
 	defer stop()
 	cancel := append(make([]byte, headerSize), cancelled(0, true)...)
-	broken := c.send(ctx, kindCancel, codecRaw, c.callID, cancel) == errClosed
+	broken := errors.Is(c.send(ctx, kindCancel, codecRaw, c.callID, cancel), errClosed)
 	if !broken {
 		f, answered, broken = w.ended(c, endGrace)
 	}

@@ -387,7 +387,7 @@ func (p *Pool) watch(w *worker) {
 
 // Functions returns the names of what can be called, as an idle worker has them.
 func (p *Pool) Functions(ctx context.Context) ([]string, error) {
-	c, err := p.take(ctx)
+	c, err := p.take(ctx, false)
 	if err != nil {
 		return nil, err
 	}

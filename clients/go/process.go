@@ -170,6 +170,7 @@ func (p *process) signal(number syscall.Signal) {
 
 // kill ends the worker and what it started in its group.
 func (p *process) kill() {
+	p.doomed.Store(true)
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
 	if !p.reaped {

@@ -80,7 +80,7 @@ func startWorker(ctx context.Context, o *Options) (*worker, error) {
 	return w, nil
 }
 
-// hasEnded tells whether no more calls are begun.
+// hasEnded tells whether its end was seen.
 func (w *worker) hasEnded() bool {
 	select {
 	case <-w.exited:
@@ -238,6 +238,7 @@ func cancelled(index uint32, force bool) []byte {
 
 // lost waits for the end of a process that has closed a connection.
 func (p *process) lost(w *worker, phase string) error {
+	p.doomed.Store(true)
 	select {
 	case <-p.exited:
 	case <-time.After(endGrace):
@@ -272,9 +273,13 @@ func (p *process) giveUp(w *worker, c *connection) (frame, bool) {
 		}
 		w.say(kindCancel, c.callID, cancelled(c.index, step > 0))
 		if f, answered, broken := w.ended(c, patience); answered || broken {
+			if broken {
+				p.doomed.Store(true)
+			}
 			return f, answered
 		}
 	}
+	p.doomed.Store(true)
 	w.logger.Warn("a call does not let itself be cancelled; its worker is stopped")
 	p.signal(syscall.SIGTERM)
 	select {

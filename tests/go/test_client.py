@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import pytest
 
+from go_failures import failures, outcomes
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / ".build"
 # Where .ci/run puts Go, and a Python with scikit-learn, and says so; who is told where they are, or runs on CI, has to
@@ -45,8 +47,8 @@ def go() -> str:
     return path
 
 
-def run(go: str, module: str, *command: str, **environ: str) -> str:
-    """What a command in a module's folder prints; it must come to a good end."""
+def attempt(go: str, module: str, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command in a module's folder, and what it came to."""
     settings = {
         "ATOLL_TEST_PYTHON": sys.executable,
         "GOCACHE": os.environ.get("GOCACHE") or str(BUILD / "gocache"),
@@ -55,7 +57,12 @@ def run(go: str, module: str, *command: str, **environ: str) -> str:
         "GOPROXY": "off",  # the standard library alone
     }
     environ = {**os.environ, **settings, **environ}
-    done = subprocess.run([go, *command], cwd=ROOT / module, env=environ, capture_output=True, text=True, timeout=800)
+    return subprocess.run([go, *command], cwd=ROOT / module, env=environ, capture_output=True, text=True, timeout=860)
+
+
+def run(go: str, module: str, *command: str, **environ: str) -> str:
+    """What a command in a module's folder prints; it must come to a good end."""
+    done = attempt(go, module, *command, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -75,10 +82,14 @@ def test_tests(go: str, module: str) -> None:
         environ["ATOLL_TEST_SKLEARN"] = python
     elif IS_PROMISED:
         pytest.fail(f"there is no Python with scikit-learn in {TOOLS}")
-    said = run(go, module, "test", "-race", "-count=1", "-v", "./...", **environ)
-    assert "--- PASS" in said
+    # Go's own limit comes first, since it says what every goroutine was doing.
+    done = attempt(go, module, "test", "-race", "-count=1", "-timeout=720s", "-json", "./...", **environ)
+    if done.returncode != 0:
+        pytest.fail(f"{failures(done.stdout)}\n{done.stderr}", pytrace=False)
+    ended = outcomes(done.stdout)
+    assert "pass" in ended.values()
     if IS_PROMISED:
-        assert "--- SKIP" not in said, said
+        assert [name for name, outcome in ended.items() if outcome == "skip"] == []
 
 
 @pytest.mark.parametrize("system", OTHERS)

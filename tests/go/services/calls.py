@@ -14,6 +14,14 @@ from typing import Any
 from atoll_worker import cancelled, expose, host
 
 _ended: list[str] = []
+_noted: list[Any] = []
+
+
+def _begins(mark: str | None) -> None:
+    """Let whoever looks at the file ``mark`` know that a call has begun: one more line for each."""
+    if mark is not None:
+        with open(mark, "a") as file:
+            file.write("began\n")
 
 
 @expose
@@ -69,9 +77,8 @@ def die(code: int = 3) -> None:
 @expose
 def sleep(seconds: float, mark: str | None = None) -> str:
     """Sleeps, and notes how it ended. ``mark``: a file that is there from then on."""
-    if mark is not None:
-        open(mark, "w").close()
     try:
+        _begins(mark)
         time.sleep(seconds)
     except BaseException as error:
         _ended.append(type(error).__name__)
@@ -80,19 +87,22 @@ def sleep(seconds: float, mark: str | None = None) -> str:
 
 
 @expose
-def stubborn(seconds: float) -> None:
-    """Does not let itself be cancelled."""
+def stubborn(seconds: float, mark: str | None = None) -> None:
+    """Does not let itself be cancelled. ``mark``: a file that is there from then on."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
+            _begins(mark)
+            mark = None
             time.sleep(0.01)
         except BaseException:
             continue
 
 
 @expose
-def until_cancelled() -> str:
-    """Ends when it is told to, or its deadline has passed."""
+def until_cancelled(mark: str | None = None) -> str:
+    """Ends when it is told to, or its deadline has passed. ``mark``: a file that is there once it has begun."""
+    _begins(mark)
     while not cancelled():
         time.sleep(0.001)
     _ended.append("cooperative")
@@ -103,6 +113,18 @@ def until_cancelled() -> str:
 def ended() -> list[str]:
     """How calls of this worker ended that did not come to their own end."""
     return _ended
+
+
+@expose
+def note(value: Any) -> None:
+    """Keeps it, after what was kept before."""
+    _noted.append(value)
+
+
+@expose
+def noted() -> list[Any]:
+    """What was kept."""
+    return _noted
 
 
 @expose
