@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from client.rungs import ends_at
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str], Path]:
@@ -24,6 +26,12 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return file
 
     return write_file
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What interrupts a call is given all the time it needs: a busy machine costs no worker."""
+    ends_at(monkeypatch, "exception")
 
 
 class Records(logging.Handler):

@@ -334,9 +334,14 @@ def test_too_deep_says_so(single: atoll.Service) -> None:
     def down(depth: int) -> Any:
         return single.down(down, depth)
 
-    with pytest.raises(atoll.RemoteError, match=r"nested|recursion"):
-        single.down(down, 1000)
-    assert single.double(1) == 2
+    def from_below(frames: int) -> Any:
+        return from_below(frames - 1) if frames else single.down(down, 1000)
+
+    for frames in range(12):  # wherever on the way of a call the stack ends
+        with pytest.raises(atoll.RemoteError, match=r"nested|recursion"):
+            from_below(frames)
+        assert single.double(1) == 2
+    assert single.status().restarts == 0
 
 
 def test_calls_side_by_side_in_a_callback(service: atoll.Service, run: Run) -> None:
@@ -478,6 +483,7 @@ def test_a_call_that_ends_before_one_within_it(single: atoll.Service, tmp_path: 
         assert single.leave_nested(nested, begun, end) == "outer"
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_what_interrupts_the_host_in_a_callback(single: atoll.Service, kind: type[BaseException]) -> None:
     def interrupted() -> None:
@@ -489,6 +495,7 @@ def test_what_interrupts_the_host_in_a_callback(single: atoll.Service, kind: typ
     assert single.call("pid") == pid  # its worker goes on
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_what_interrupts_the_host_deep_down(single: atoll.Service) -> None:
     def down(depth: int) -> Any:
         if depth == 0:
@@ -501,6 +508,7 @@ def test_what_interrupts_the_host_deep_down(single: atoll.Service) -> None:
     assert single.call("pid") == pid
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_cancelled_in_a_callback(single: atoll.Service, run: Run) -> None:
     async def main() -> None:
         inside = asyncio.Event()
@@ -522,6 +530,7 @@ def test_cancelled_in_a_callback(single: atoll.Service, run: Run) -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_cancelled_in_a_call_within_a_callback(single: atoll.Service, run: Run) -> None:
     async def main() -> None:
         inside = asyncio.Event()
@@ -564,6 +573,7 @@ def test_cancelled_while_a_callback_blocks(single: atoll.Service, run: Run) -> N
     run(main())
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_callback_that_is_cancelled_by_itself(single: atoll.Service, run: Run) -> None:
     async def main() -> None:
         async def give_up(_: int) -> None:

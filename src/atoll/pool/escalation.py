@@ -30,6 +30,7 @@ KILLED = "SIGKILL"
 
 # Seconds until the next rung.
 _COOPERATION = 0.5
+_CANCELLATION = 0.3  # of a coroutine, until whatever it runs is interrupted
 _INTERRUPTION = 0.3
 _TERMINATION = 0.3
 
@@ -99,7 +100,7 @@ class Escalation:
             return
         self.rung = EXCEPTION
         worker.cancel(self._channel, self._call_id, force=True)
-        if self._hurried.wait(_INTERRUPTION):
+        if self._hurried.wait(_CANCELLATION):
             return
         # A coroutine was cancelled at first; now whatever it runs is interrupted.
         worker.cancel(self._channel, self._call_id, force=True)

@@ -100,6 +100,7 @@ def take(pool: Pool, attempt: Attempt) -> Channel:
     if nest is None:
         return enter(pool, attempt.function, attempt.began, attempt.timeout, attempt.worker)
     left = -1.0 if attempt.timeout is None else attempt.timeout
+    _check_room()
     if not nest.turn.acquire(timeout=left):
         raise _queued_too_long(pool, attempt.function, attempt.timeout)
     if not nest.ended:
@@ -109,11 +110,22 @@ def take(pool: Pool, attempt: Attempt) -> Channel:
     return enter(pool, attempt.function, attempt.began, attempt.timeout, attempt.worker)
 
 
+def _check_room(frames: int = 12) -> None:
+    """To nest calls is to go deep. Whoever has the turn must come to give it back: so many frames are still to be had.
+
+    Raises:
+        RecursionError: they are not.
+    """
+    if frames:
+        _check_room(frames - 1)
+
+
 async def take_async(pool: Pool, attempt: Attempt) -> Channel:
     import asyncio  # whoever gets here has imported it already
 
     nest = attempt.nest
     if nest is not None:
+        _check_room()
         # Calls that a callback makes side by side take turns on its one channel.
         while not nest.turn.acquire(False):
             if attempt.is_late:

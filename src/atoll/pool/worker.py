@@ -51,6 +51,8 @@ _END_GRACE = 1.0
 _STACKS_GRACE = 1.0
 # Seconds a worker that is not stuck gets to say where its threads are.
 _ANSWER_GRACE = 0.3
+# Seconds for each tool that reads native stacks.
+_NATIVE_GRACE = 1.0
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,7 @@ class Worker:
 
         if self.process is None:
             return ""
-        return short_stacks(self.process.python_pid).native
+        return short_stacks(self.process.python_pid, native_timeout=_NATIVE_GRACE).native
 
     # -- calls -----------------------------------------------------------------------------------------------
 
