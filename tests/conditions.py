@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 # Seconds after which what should have happened has not. Generous: it is only reached by a test that fails.
-WITHIN = 20.0
+WITHIN = 60.0
 
 
 def until(condition: Callable[[], Any], within: float = WITHIN, what: str = "") -> Any:
@@ -63,7 +63,7 @@ def children_of(pid: int) -> list[int]:
     return [one for one in found if not is_gone(one)]
 
 
-def run_python(file: Path, *arguments: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_python(file: Path, *arguments: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a file with this interpreter, to its end."""
     return subprocess.run(
         [sys.executable, str(file), *arguments], capture_output=True, text=True, timeout=timeout, **options

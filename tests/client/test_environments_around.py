@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -22,6 +21,7 @@ import pytest
 
 import atoll
 from client.gates import Callers
+from client.rungs import UNHURRIED
 from conditions import children_of, end, is_gone, run_python, start_python, until, until_gone
 
 Write = Callable[[str, str], Path]
@@ -184,9 +184,10 @@ async def app(scope, receive, send):
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+def port_said_in(log: Path) -> int:
+    """Where a server listens that chose a port itself: one that another looks up may be gone until it is taken."""
+    found = until(lambda: re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text()), 60, "the server's port")
+    return int(found[1])
 
 
 def answer_of(port: int) -> tuple[int, int, int] | None:
@@ -217,14 +218,13 @@ def asked_until_both_answered(port: int) -> set[tuple[int, int, int]]:
 def test_gunicorn_that_loads_the_program_before_it_forks(write: Write, tmp_path: Path, worker_class: str) -> None:
     pytest.importorskip("gunicorn")
     write("wsgi.py", WSGI)
-    port = free_port()
     command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--worker-class", worker_class]
-    command += ["--bind", f"127.0.0.1:{port}", "--threads", "1" if worker_class == "sync" else "2", "wsgi:app"]
+    command += ["--bind", "127.0.0.1:0", "--threads", "1" if worker_class == "sync" else "2", "wsgi:app"]
     command += ["--no-control-socket"] if has_control_socket() else []
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, text=True)
     try:
-        found = asked_until_both_answered(port)
+        found = asked_until_both_answered(port_said_in(tmp_path / "log"))
         workers = {server_pid: worker for server_pid, worker, _ in found}
         assert len(set(workers.values())) == len(workers)
         first = {first for _, _, first in found}
@@ -250,12 +250,11 @@ def has_control_socket() -> bool:
 def test_uvicorn_with_two_workers(write: Write, tmp_path: Path, loop: str) -> None:
     pytest.importorskip("uvicorn")
     write("asgi.py", ASGI)
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--workers", "2", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", "--workers", "2", "--host", "127.0.0.1", "--port", "0"]
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen([*command, "--loop", loop, "asgi:app"], cwd=tmp_path, stdout=log, stderr=log, text=True)
     try:
-        found = asked_until_both_answered(port)
+        found = asked_until_both_answered(port_said_in(tmp_path / "log"))
         workers = {server_pid: worker for server_pid, worker, _ in found}
         assert len(set(workers.values())) == len(workers)
         server.send_signal(signal.SIGTERM)
@@ -377,9 +376,7 @@ def hold(path, stubborn):
             with open(path, "a") as file:
                 file.write("told\\n")
 
-if len(sys.argv) > 2:  # time alone never ends it
-    import atoll.pool.escalation
-    atoll.pool.escalation._INTERRUPTION = 3600.0
+UNHURRIED  # time alone never ends it
 
 hold.start()
 print("workers", *(worker.pid for worker in hold.status().workers), flush=True)
@@ -441,7 +438,7 @@ def at_terminal(write: Write, tmp_path: Path) -> Iterator[Callable[..., Terminal
     started = []
 
     def start(*arguments: str) -> Terminal:
-        file = write("program.py", AT_A_TERMINAL)
+        file = write("program.py", AT_A_TERMINAL.replace("UNHURRIED", UNHURRIED))
         started.append(Terminal(sys.executable, str(file), *arguments))
         return started[-1]
 
@@ -544,12 +541,14 @@ def test_a_notebook_maps_streams_and_shows_a_status(write: Write, tmp_path: Path
         "execute.py",
         """\
         import json, sys
-        import nbclient, nbformat
+        import nbclient, nbformat, traitlets.config
 
         cells = [nbformat.v4.new_code_cell(text) for text in json.loads(sys.argv[1])]
         notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbclient.NotebookClient(notebook, timeout=60, startup_timeout=60).execute()
+        # By sockets in the file system: ports that are free when they are chosen may be taken by others until then.
+        config = traitlets.config.Config(KernelManager={"transport": "ipc"})
+        nbclient.NotebookClient(notebook, timeout=60, startup_timeout=60, config=config).execute()
         print(json.dumps([cell.outputs for cell in notebook.cells]))
         """,
     )

@@ -65,12 +65,14 @@ CELLS = [
 
 EXECUTE = """\
 import json, sys
-import nbclient, nbformat
+import nbclient, nbformat, traitlets.config
 
 notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in json.loads(sys.argv[1])])
 notebook.cells[4].metadata["tags"] = ["raises-exception"]
 notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-nbclient.NotebookClient(notebook, timeout=60, startup_timeout=60).execute()
+# By sockets in the file system: ports that are free when they are chosen may not be any more when they are taken.
+config = traitlets.config.Config(KernelManager={"transport": "ipc"})
+nbclient.NotebookClient(notebook, timeout=60, startup_timeout=60, config=config).execute()
 print(json.dumps([cell.outputs for cell in notebook.cells]))
 """
 

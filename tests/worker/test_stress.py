@@ -22,7 +22,8 @@ from atoll_worker.connection import Connection
 from .pairs import PATIENCE, Raw, both_ends, forked
 
 SECONDS = 22.0  # for each way of placing the two processes
-CALLS = 700_000  # and at least as many calls
+CALLS = 700_000  # and at least as many calls,
+LONGEST = 180.0  # as far as a machine that is busy with others comes in so many seconds
 BATCH = 400
 MILLISECONDS_ON_ITS_WAY = 2000
 ORDER = struct.Struct("<BBHI")  # polls, yields, most rounds of delay, seed
@@ -69,7 +70,7 @@ def run(client: Watched, seconds: float, at_least: int) -> int:
     dice = random.Random(1)
     calls = 0
     begun = time.monotonic()
-    while time.monotonic() - begun < seconds or calls < at_least:
+    while (took := time.monotonic() - begun) < seconds or (calls < at_least and took < LONGEST):
         few = (0, 1, 2, 5, 50)
         client.use(dice.choice(few), dice.choice((0, 1, 2, 5, 60)))
         most = dice.choice((0, 0, 20, 100, 400))
@@ -107,11 +108,12 @@ def test_no_wake_is_lost(placement: str, record_property: Callable[[str, object]
                 os.sched_setaffinity(0, cores[:1])
                 os.sched_setaffinity(child.pid, cores[1:2])
             calls = run(client, SECONDS, CALLS)
+            took = time.monotonic() - begun
         finally:
             os.sched_setaffinity(0, cores)
-    assert calls >= CALLS
+    assert calls >= CALLS or took >= LONGEST
     record_property("calls", calls)
-    print(f"\n{placement}: {calls:,} calls in {time.monotonic() - begun:.0f} s, no wake lost")
+    print(f"\n{placement}: {calls:,} calls in {took:.0f} s, no wake lost")
 
 
 def test_a_few_calls_of_the_stress_test() -> None:

@@ -19,7 +19,7 @@ def stacks(
     from ..processes.stacks import native_stacks, python_stacks, worker_at
 
     worker = worker_at(pid)
-    python = python_stacks(worker)
+    python = python_stacks(worker, timeout=5.0)  # a busy machine lets it answer late
     print(f"Python stacks of process {worker}\n")
     print(python or "(no answer: it is stopped, or every thread of it blocks signals)")
     if native:
