@@ -109,7 +109,7 @@ class Cargo:
         self.parts = parts
         self.announce: Optional[Callable[[], None]] = None
         self._by_address: Dict[Tuple[int, int], int] = {}
-        self._cells: List[int] = []  # of what was lent last
+        self._cells: List[int] = []  # of what was lent last, until the next value
 
     def find(self, position: int, address: int, nbytes: int, shared: bool = False) -> bool:
         """Whether these bytes can be lent as they are; then they are a part."""
@@ -149,6 +149,10 @@ class Cargo:
         for other in self.parts:
             if other.same >= before:
                 other.same += 1
+
+    def begin(self) -> None:
+        """Another value: what was lent for the last one was sent, and is the other side's to give back."""
+        self._cells = []
 
     def clear(self) -> None:
         """The value will not be sent."""

@@ -140,6 +140,8 @@ class Encoder(Carrier):
         chunks = self._chunks
         if self._lent:
             self._lent.clear()
+        if self._cargo is not None:
+            self._cargo.begin()
         try:
             self._dump(value)
             if not self._parts and len(chunks) == 1 and not self.notes:

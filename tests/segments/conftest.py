@@ -23,7 +23,7 @@ from conditions import until
 from segment_counts import segment_descriptors
 
 SERVICE = """\
-    import gc, os, zlib
+    import gc, os, threading, zlib
     import numpy as np
     import atoll_worker
     from atoll_worker import expose
@@ -73,6 +73,11 @@ SERVICE = """\
     @expose
     def make(size, seed):
         return np.random.default_rng(seed).integers(0, 255, size, "u1")
+
+    @expose
+    def make_lock():
+        "What cannot cross."
+        return threading.Lock()
 
     @expose
     def make_shared(size, seed):

@@ -208,6 +208,20 @@ def test_what_was_encoded_and_not_sent_is_taken_back(way: Way) -> None:
     assert same(way.pass_on([x]), [x])
 
 
+def test_what_was_sent_is_not_taken_back_with_what_cannot_be_encoded_next(way: Way) -> None:
+    """The other side has it until it gives it back, whatever becomes of later values."""
+    kept = way.pass_on([array(300_000)])
+    for wrong in (object(), [array(300_000, 2), object()], [array(300_000, 2), array(100_000, 2), {"a": object()}]):
+        with pytest.raises(Exception, match="object"):
+            way.encode(wrong)
+        assert store.figures()["lent"] == 1
+        assert same(way.pass_on([array(300_000, 3)]), [array(300_000, 3)])
+        assert same(kept, [array(300_000)])
+    del kept
+    gc.collect()
+    assert store.figures()["lent"] == 0
+
+
 def test_own_copies(way: Way) -> None:
     """They can be written to, are nobody else's, and have a segment of their own to be passed on from."""
     x = allocation.asarray(array(300_000))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,21 @@ def test_written_to_by_way_of_the_buffer(service: Any) -> None:
     array = atoll.asarray(expected)
     service.keep("a", array)
     assert np.array_equal(service.kept_array("a"), expected)
+
+
+def test_what_is_kept_stays_as_it_is_when_a_later_value_cannot_be_encoded(service: Any, random_bytes: Random) -> None:
+    """On either side."""
+    expected = random_bytes(MB)
+    service.keep("a", expected)
+    result = service.make(MB, 1)
+    with pytest.raises(atoll.EncodeError):
+        service.echo(threading.Lock())
+    with pytest.raises(atoll.EncodeError):
+        service.make_lock()
+    service.checksum(random_bytes(MB))
+    service.make(MB, 2)
+    assert np.array_equal(service.kept_array("a"), expected)
+    assert np.array_equal(result, np.random.default_rng(1).integers(0, 255, MB, "u1"))
 
 
 def test_bytes_and_bytearrays_are_ones_own(service: Any) -> None:
