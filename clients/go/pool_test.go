@@ -323,14 +323,12 @@ func TestTheBreakerRefusesCallsWhileWorkersKeepDying(t *testing.T) {
 
 func TestAWorkerThatGivesNoSignOfLifeIsKilled(t *testing.T) {
 	p, ctx := start(t, func(o *Options) { o.HealthInterval, o.HealthTimeout = 20*time.Millisecond, 500*time.Millisecond })
-	pid := p.current.Load().pid
+	w := p.current.Load()
 	began, result := newMark(t), make(chan error, 1)
 	go func() { result <- p.Call(ctx, "sleep", Args{1000, began}, nil) }()
 	// It may seem silent to who is kept from listening: that is no other end.
 	until(t, "the call", func() bool { return began.count() > 0 || len(result) > 0 })
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	kill(w, syscall.SIGSTOP)
 	var died *WorkerDied
 	if err := <-result; !errors.As(err, &died) || died.Status != "signal: killed" {
 		t.Errorf("got %v", err)
