@@ -167,11 +167,11 @@ func TestWhoHadATurnIsBeforeAllWhoWait(t *testing.T) {
 	for i, name := range []string{"first", "again"} {
 		go func() {
 			if _, err := d.take(ctx, name == "again"); err != nil {
-				t.Error(err)
+				name = err.Error()
 			}
 			order <- name
 		}()
-		untilQueued(&d, i+1) // also beyond the number that may wait
+		until(t, "a place, also beyond the number that may wait", func() bool { return d.queued() == i+1 })
 	}
 	w := standIn(1)
 	d.add(w)
