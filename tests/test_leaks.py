@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+import leaks
+
 TESTS = Path(__file__).resolve().parent
 
 
-def run(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
-    """Run one test that consists of ``body`` under the plugin, with little patience."""
+def run(tmp_path: Path, body: str, patience: float) -> subprocess.CompletedProcess[str]:
+    """Run one test that consists of ``body`` under the plugin."""
     indented = "\n".join("    " + line for line in body.splitlines())
-    head = "import os, subprocess, sys, threading, time\nimport leaks\nleaks.PATIENCE = 0.2\nkept = []\n"
+    head = f"import os, subprocess, sys, threading, time\nimport leaks\nleaks.PATIENCE = {patience}\nkept = []\n"
     (tmp_path / "test_one.py").write_text(f"{head}def test_it():\n{indented}\n")
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "leaks", "-p", "no:cacheprovider", "test_one.py"],
@@ -45,7 +47,7 @@ LEFT = {
         "fast lane mapped at",
     ),
     "thread": (
-        "threading.Thread(target=time.sleep, args=(1,), name='lost').start()",
+        "threading.Thread(target=time.sleep, args=(3,), name='lost').start()",
         "thread 'lost'",
     ),
     "daemon thread": (
@@ -58,7 +60,7 @@ LEFT = {
 @pytest.mark.parametrize("what", LEFT)
 def test_what_is_left_fails_the_test_and_is_named(tmp_path: Path, what: str) -> None:
     body, words = LEFT[what]
-    done = run(tmp_path, body)
+    done = run(tmp_path, body, patience=0.2)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 passed, 1 error" in done.stdout
     assert "the test left behind:" in done.stdout
@@ -80,5 +82,6 @@ def test_a_clean_test_passes(tmp_path: Path) -> None:
         "thread.start()\n"
         "thread.join()\n"
         "subprocess.run(['true'])",
+        patience=leaks.PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr

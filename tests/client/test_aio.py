@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +104,12 @@ def test_a_row_of_quick_calls_lets_other_tasks_run(run: Any) -> None:
     async def main() -> None:
         await f.aio(0)
         beside = asyncio.create_task(other())
-        began = time.monotonic()
         calls = 0
-        while time.monotonic() - began < 0.1:
+        while turns < 10:
             await f.aio(1)
             calls += 1
+            assert calls < 100_000, turns
         beside.cancel()
-        assert calls > 10
-        assert turns >= 10
 
     run(main())
 
@@ -123,6 +120,7 @@ async def until_it_runs(f: atoll.Function[..., Any]) -> None:
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_cancelling_ends_the_call_and_the_worker_goes_on(run: Any, tmp_path: Path) -> None:
     @atoll.function
     def note_the_end(path: str, folder: str) -> int:
@@ -158,11 +156,12 @@ def test_cancelling_ends_the_call_and_the_worker_goes_on(run: Any, tmp_path: Pat
 def test_cancelling_a_call_that_cannot_be_interrupted_stops_the_worker(run: Any, tmp_path: Path) -> None:
     @atoll.function
     def hold(path: str) -> int:
+        import itertools
         import os
 
         if path:
-            open(path, "w").close()
-            sum(range(10**13))  # holds the interpreter lock
+            # Holds the interpreter lock, from before the file is there.
+            sum(itertools.chain(filter(None, map(os.mknod, [path])), range(10**13)))
         return os.getpid()
 
     async def main() -> None:
@@ -218,6 +217,7 @@ def test_cancelling_while_the_worker_starts(run: Any) -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_deadlines(run: Any, tmp_path: Path) -> None:
     f = waiting()
     never, go = str(tmp_path / "never"), tmp_path / "go"
@@ -227,8 +227,8 @@ def test_deadlines(run: Any, tmp_path: Path) -> None:
         await asyncio.to_thread(f.start)
         first = f.pid
         assert first is not None
-        with pytest.raises(atoll.CallTimeout, match=r"did not answer within 0.2 seconds") as caught:
-            await f.options(timeout=0.2).aio(never)
+        with pytest.raises(atoll.CallTimeout, match=r"did not answer within 0.5 seconds") as caught:
+            await f.options(timeout=0.5).aio(never)
         assert caught.value.rung == "exception"
         assert await f.aio(str(go)) == first
         with pytest.raises(TimeoutError):

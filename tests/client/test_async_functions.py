@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import atoll
+from client.rungs import ends_at
 from conditions import until
 
 Write = Callable[[str, str], Path]
@@ -183,6 +184,7 @@ def test_context_variables_are_the_calls_own(write: Write, concurrency: int) -> 
         assert service.set_variable(2) == (0, 2)
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("how", ["task", "submit", "timeout"])
 def test_a_call_that_is_given_up_is_cancelled_over_there(
@@ -210,7 +212,7 @@ def test_a_call_that_is_given_up_is_cancelled_over_there(
             assert cancelled.value.rung in ("cooperative", "exception")
         else:
             with pytest.raises(atoll.CallTimeout) as late:
-                service.wait.options(timeout=0.3)(str(begun))
+                service.wait.options(timeout=1)(str(begun))
             assert late.value.rung in ("cooperative", "exception")
         found: list[str] = []
         until(lambda: found.extend(service.taken()) or "finally" in found)
@@ -218,13 +220,15 @@ def test_a_call_that_is_given_up_is_cancelled_over_there(
         assert service.call("pid") == pid
 
 
-def test_what_ignores_that_is_stopped(write: Write, tmp_path: Path) -> None:
+def test_what_ignores_that_is_stopped(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_at(monkeypatch, "exception")
     with atoll.Service(write("s.py", SERVICE)) as service:
         pid = service.call("pid")
         with pytest.raises(atoll.CallTimeout) as late:
             service.busy.options(timeout=0.2)(str(tmp_path / "a"))
         assert late.value.rung == "exception"  # the second time, whatever runs is interrupted
         assert service.call("pid") == pid
+        ends_at(monkeypatch, "SIGTERM")
         with pytest.raises(atoll.CallTimeout) as late:
             service.stubborn.options(timeout=0.2)(str(tmp_path / "b"))
         assert late.value.rung is not None

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import atoll
+from client.rungs import UNHURRIED, ends_at
 from conditions import WITHIN, end, start_python, until, until_gone
 
 Write = Callable[[str, str], Path]
@@ -41,26 +42,25 @@ def sleep(begun):
 @expose
 def swallow(begun):
     "Does not want to end."
-    open(begun, "w").close()
     while True:
         try:
+            open(begun, "w").close()
             time.sleep(60)
         except BaseException:
             pass
 
 @expose
 def swallow_once(begun):
-    open(begun, "w").close()
     try:
+        open(begun, "w").close()
         time.sleep(60)
     except Cancelled:
         return "an answer after all"
 
 @expose
 def native(begun):
-    "Holds the interpreter's lock, in C."
-    open(begun, "w").close()
-    sum(itertools.repeat(1))
+    "Holds the interpreter's lock, in C, from before the file is there."
+    sum(itertools.chain(filter(None, map(os.mknod, [begun])), itertools.repeat(1)))
 
 @expose
 def native_deaf(begun):
@@ -70,8 +70,10 @@ def native_deaf(begun):
 
 @expose
 def with_children(begun):
-    child = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $! $$ > " + begun + ".pids; touch " + begun + "; wait"])
-    sum(itertools.repeat(1))
+    child = subprocess.Popen(["sh", "-c", "sleep 1000 >/dev/null & echo $! $$; wait"], stdout=subprocess.PIPE)
+    with open(begun + ".pids", "wb") as file:
+        file.write(child.stdout.readline())
+    native(begun)
 
 @expose
 def many(begun):
@@ -160,7 +162,7 @@ def cancelled_by(how: str, function: Any, begun: Path, run: Run) -> BaseExceptio
     """Call a function that never ends, give the call up once it has begun, and return what is raised."""
     if how == "timeout":
         with pytest.raises(atoll.CallTimeout) as late:
-            function.options(timeout=0.5)(str(begun))
+            function.options(timeout=1)(str(begun))
         return late.value
     call = function.submit(str(begun))
     until(begun.exists)
@@ -173,6 +175,7 @@ def cancelled_by(how: str, function: Any, begun: Path, run: Run) -> BaseExceptio
     return given_up.value
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("how", ["timeout", "submit"])
 def test_by_an_exception(service: atoll.Service, begun: Path, run: Run, how: str) -> None:
     pid = service.call("pid")
@@ -185,10 +188,11 @@ def test_by_an_exception(service: atoll.Service, begun: Path, run: Run, how: str
         assert "goes on" in str(error)
 
 
-def test_code_that_looks_is_told(polite: atoll.Service, begun: Path) -> None:
+def test_code_that_looks_is_told(polite: atoll.Service, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = polite.call("pid")
+    ends_at(monkeypatch, "cooperative")
     with pytest.raises(atoll.CallTimeout) as late:
-        polite.polite.options(timeout=0.2)(str(begun))
+        polite.polite.options(timeout=0.5)(str(begun))
     assert late.value.rung == "cooperative"
     assert polite.taken() == ["told"]
     assert polite.now() is False  # it was that call, not this one
@@ -202,25 +206,28 @@ def test_code_that_looks_is_told(polite: atoll.Service, begun: Path) -> None:
     assert call.cancelled()
     assert polite.call("pid") == pid
     begun.unlink()
+    ends_at(monkeypatch, "exception")
     with pytest.raises(atoll.CallTimeout) as late:
-        polite.impolite.options(timeout=0.2)(str(begun))
+        polite.impolite.options(timeout=0.5)(str(begun))
     assert late.value.rung == "exception"
     assert polite.call("pid") == pid
 
 
-def test_only_the_call_within_is_told(polite: atoll.Service, begun: Path) -> None:
+def test_only_the_call_within_is_told(polite: atoll.Service, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that a callback made is late; the one around it goes on, and so does the next one within."""
     rungs = []
 
     def callback() -> None:
+        ends_at(monkeypatch, "cooperative")
         for _ in range(2):
             begun.unlink(missing_ok=True)
             with pytest.raises(atoll.CallTimeout) as late:
-                polite.polite.options(timeout=0.2)(str(begun))
+                polite.polite.options(timeout=0.5)(str(begun))
             rungs.append(late.value.rung)
             assert polite.now() is False
+        ends_at(monkeypatch, "exception")
         with pytest.raises(atoll.CallTimeout) as late:
-            polite.impolite.options(timeout=0.2)(str(begun))
+            polite.impolite.options(timeout=0.5)(str(begun))
         rungs.append(late.value.rung)
         assert polite.now() is False
 
@@ -229,6 +236,7 @@ def test_only_the_call_within_is_told(polite: atoll.Service, begun: Path) -> Non
     assert polite.taken() == ["told", "told"]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_an_answer_after_all(service: atoll.Service, begun: Path) -> None:
     call = service.swallow_once.submit(str(begun))
     until(begun.exists)
@@ -241,15 +249,24 @@ def test_an_answer_after_all(service: atoll.Service, begun: Path) -> None:
 @pytest.mark.parametrize("how", ["timeout", "submit"])
 @pytest.mark.parametrize(("name", "rung"), [("swallow", "SIGTERM"), ("native", "SIGTERM"), ("native_deaf", "SIGKILL")])
 def test_by_a_signal(
-    service: atoll.Service, begun: Path, run: Run, caplog: pytest.LogCaptureFixture, how: str, name: str, rung: str
+    service: atoll.Service,
+    begun: Path,
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    name: str,
+    rung: str,
 ) -> None:
+    ends_at(monkeypatch, rung)
     pid = service.call("pid")
     with caplog.at_level(logging.WARNING, "atoll"):
         error = cancelled_by(how, service.function(name), begun, run)
     assert error.rung == rung  # type: ignore[attr-defined]
     until_gone(pid)
     assert service.call("pid") != pid
-    warning = next(record.getMessage() for record in caplog.records if "is stopped" in record.getMessage())
+    # It is logged by another thread.
+    (warning,) = until(lambda: [text for text in caplog.messages if "is stopped" in text])
     assert f"ending.{name}" in warning
     assert str(pid) in warning
     if name != "swallow":
@@ -271,6 +288,7 @@ def test_all_that_it_started_ends_too(service: atoll.Service, begun: Path) -> No
     assert service.echo(1) == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_calling_back_while_being_ended(service: atoll.Service, begun: Path) -> None:
     called: list[int] = []
     call = service.call_back_in_finally.submit(str(begun), lambda: called.append(1))
@@ -281,12 +299,13 @@ def test_calling_back_while_being_ended(service: atoll.Service, begun: Path) -> 
     assert called == [1]  # who waits for it still serves it
     begun.unlink()
     with pytest.raises(atoll.CallTimeout):
-        service.call_back_in_finally.options(timeout=0.1)(str(begun), lambda: called.append(2))
+        service.call_back_in_finally.options(timeout=0.5)(str(begun), lambda: called.append(2))
     assert Path(f"{begun}.error").read_text() == "AtollError"
     assert called == [1]
     assert service.echo(1) == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_before_it_began(service: atoll.Service, begun: Path) -> None:
     first = service.sleep.submit(str(begun))
     until(begun.exists)
@@ -306,6 +325,7 @@ def test_after_it_ended(service: atoll.Service) -> None:
     assert not call.cancelled()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_the_task_of_a_call(service: atoll.Service, begun: Path, run: Run) -> None:
     async def main() -> None:
         task = asyncio.create_task(service.sleep.aio(str(begun)))
@@ -361,9 +381,10 @@ def test_cancelled_again_while_it_ends(service: atoll.Service, begun: Path, run:
     assert len(dispatcher.idle) == len(set(map(id, dispatcher.idle))) == 1
 
 
-HOST = """\
+HOST = f"""\
     import os, signal, sys, threading
     import atoll
+    {UNHURRIED}
 
     begun = sys.argv[2]
     with atoll.Service(sys.argv[1]) as service:

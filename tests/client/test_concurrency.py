@@ -148,6 +148,7 @@ def test_progress_arrives_at_its_own_call(service: atoll.Service) -> None:
     assert in_threads(4, run) == [True] * 4
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_timeout_of_one_does_not_disturb_the_others(service: atoll.Service, tmp_path: Path) -> None:
     pid = service.call("pid")
     gate = tmp_path / "gate"
@@ -171,6 +172,7 @@ def test_nothing_is_left_of_them(write: Write) -> None:
         assert len(service.threads()) == len(names)
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.stress
 @pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [1, 4])

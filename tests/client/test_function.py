@@ -164,6 +164,7 @@ def test_a_submitted_call_raises_where_its_result_is_asked_for() -> None:
         future.result()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_submitted_call_can_be_cancelled_before_it_begins_and_while_it_runs(tmp_path: Path) -> None:
     @atoll.function
     def wait_for(path: str) -> str:
@@ -393,6 +394,7 @@ def test_a_signal_handler_that_calls_what_it_interrupted(tmp_path: Path) -> None
         import os
         import time
 
+        open(path + ".begun", "w").close()
         while not os.path.exists(path):
             time.sleep(0.002)
         return path
@@ -407,13 +409,18 @@ def test_a_signal_handler_that_calls_what_it_interrupted(tmp_path: Path) -> None
             seen.append(error)
         go.touch()
 
+    def interrupt() -> None:
+        until((tmp_path / "go.begun").exists)
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, handler)
+    interrupting = threading.Thread(target=interrupt)
     try:
         wait_for.start()
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        interrupting.start()
         assert wait_for(str(go)) == str(go)
+        interrupting.join()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(seen) == 1
     assert "it would wait for itself" in str(seen[0])

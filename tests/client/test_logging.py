@@ -202,7 +202,7 @@ def test_another_level_reaches_running_workers(file: Path, heard: list[Any]) -> 
     logger = logging.getLogger("atoll.worker.talking")
     logger.setLevel(logging.WARNING)
     try:
-        with atoll.Service(file, health_interval=0.05) as service:
+        with atoll.Service(file, health_interval=0.5) as service:
             service.say(logging.DEBUG, "too early")
             logger.setLevel(logging.DEBUG)
 

@@ -309,6 +309,7 @@ def test_from_asyncio(echo: Path, items: Path, warm: bool, run: Callable[[Any], 
     run(main())
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_cancelling_a_task_ends_the_call(echo: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -387,6 +388,7 @@ def test_the_first_error_ends_a_map(echo: Path) -> None:
         assert [one["success"] for one in tolerant] == [False, True]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_submitted_call_is_cancelled(echo: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)

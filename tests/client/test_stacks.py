@@ -13,6 +13,7 @@ import pytest
 
 import atoll
 from atoll.processes.stacks import python_stacks, short_stacks, stacks
+from client.rungs import ends_at
 from conditions import WITHIN, until
 
 SERVICE = """\
@@ -66,7 +67,7 @@ def test_a_worker_in_the_middle_of_a_call(service: atoll.Service, function: str)
     thread = threading.Thread(target=call)
     thread.start()
     until(lambda: f"in {function}\n" in python_stacks(pid, WITHIN))
-    python, native = stacks(pid)
+    python, native = stacks(pid, timeout=WITHIN)
     assert "standing.py" in python
     assert "in _serve" in python
     assert str(pid) in native
@@ -81,7 +82,10 @@ def test_a_worker_in_the_middle_of_a_call(service: atoll.Service, function: str)
     assert len(ends) == 1
 
 
-def test_a_timeout_says_where_it_was_also_in_code_that_holds_the_interpreter_lock(service: atoll.Service) -> None:
+def test_a_timeout_says_where_it_was_also_in_code_that_holds_the_interpreter_lock(
+    service: atoll.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends_at(monkeypatch, "SIGTERM")
     with pytest.raises(atoll.CallTimeout, match=r'It was here:[^`]*standing\.py", line \d+ in hold'):
         service.hold.options(timeout=1)()
 

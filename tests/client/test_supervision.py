@@ -265,7 +265,7 @@ def test_a_crash_loop_opens_the_breaker_although_calls_succeed_in_between(gates:
 
 @pytest.mark.parametrize("when", ["idle", "in a call"])
 def test_a_stopped_worker_is_found(gates: Gates, when: str) -> None:
-    with atoll.Service(gates.file, health_interval=0.2, **gates.options) as service:
+    with atoll.Service(gates.file, health_interval=0.5, **gates.options) as service:
         first = service.whoami()
         call = service.hold.submit() if when == "in a call" else None
         if call is not None:
@@ -284,7 +284,7 @@ def test_a_stopped_worker_is_found(gates: Gates, when: str) -> None:
 
 def test_a_call_that_holds_the_interpreter_lock_in_c_is_left_alone(gates: Gates) -> None:
     """It answers no ping for much longer than three intervals, but it works."""
-    with atoll.Service(gates.file, health_interval=0.05, **gates.options) as service:
+    with atoll.Service(gates.file, health_interval=0.2, **gates.options) as service:
         first = service.pid
         assert service.burn(60_000_000) == (first, 60_000_000 * 59_999_999 // 2)
         assert service.pid == first
@@ -292,9 +292,9 @@ def test_a_call_that_holds_the_interpreter_lock_in_c_is_left_alone(gates: Gates)
 
 
 def test_a_worker_that_sleeps_in_a_call_answers_beside_it(gates: Gates) -> None:
-    with atoll.Service(gates.file, health_interval=0.05, **gates.options) as service:
+    with atoll.Service(gates.file, health_interval=0.2, **gates.options) as service:
         first = service.pid
-        service.sleep(0.6)
+        service.sleep(1.2)
         assert service.whoami() == first
 
 

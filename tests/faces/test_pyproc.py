@@ -894,7 +894,7 @@ def test_what_the_worker_does_is_said_where_that_is_asked_for(python: str, folde
         said = worker.stderr()
         assert f"DEBUG atoll_worker.pyproc: listening at {worker.path}, JSON by json, functions: add, " in said
         assert re.search(r"connection \d+ came\n", said)
-        assert re.search(r"connection \d+ went\n", said)
+        until(lambda: re.search(r"connection \d+ went\n", worker.stderr()))
     with running(python, PROGRAM, folder, {"PYPROC_LOG_LEVEL": "loud"}, name="t", ready=False) as worker:
         assert worker.process.wait(WITHIN) == 1
         assert "PYPROC_LOG_LEVEL is 'loud'; levels are debug" in worker.stderr()
@@ -955,7 +955,7 @@ def test_a_codec_that_is_not_there_is_said(python: str, folder: Path, codec: str
 def test_a_codec_of_the_users_environment_is_taken(folder: Path, asked: str | None, taken: str) -> None:
     environ = {"PYPROC_LOG_LEVEL": "debug"} if asked is None else {"PYPROC_LOG_LEVEL": "debug", CODEC: asked}
     with running(sys.executable, PROGRAM, folder, environ) as worker, worker.caller() as caller:
-        assert f"JSON by {taken}," in worker.stderr()
+        until(lambda: f"JSON by {taken}," in worker.stderr(), what="the codec to be said")  # after it listens
         for body in (None, "日本語 🐚", [1, [2.5]], {"a": {"b": None}}, 2**64 - 1, "x" * 200_000):
             assert caller.call("echo", body) == body
         for text in ("float('nan')", "{'a': [None, float('inf')]}", "object()"):

@@ -581,11 +581,16 @@ def test_it_logs_to_its_host_and_its_file(tmp_path: Path, caplog: pytest.LogCapt
     file = tmp_path / "my_service.py"
     file.write_text(program(body))
     caplog.set_level("INFO", "atoll.worker")
+
+    def working() -> list[Any]:
+        return [one for one in caplog.records if "working on" in one.getMessage()]
+
     with atoll.Service(file) as service:
         service.process({"a": 1})
-        until(lambda: [one for one in caplog.records if "working on" in one.getMessage()])
+        until(working)
         service.process({"a": 2})
-    records = [one for one in caplog.records if "working on" in one.getMessage()]
+        until(lambda: len(working()) == 2)
+    records = working()
     assert [one.getMessage() for one in records] == ["working on {'a': 1}", "working on {'a': 2}"]
     assert {one.levelname for one in records} == {"INFO"}
     assert log.read_text().count("working on") == 2

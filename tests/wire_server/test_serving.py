@@ -280,7 +280,7 @@ def test_a_stream_that_is_not_read_to_its_end_is_closed(tmp_path: Path, how: str
 def test_a_stream_whose_next_items_are_given_up_is_closed(tmp_path: Path, how: str) -> None:
     path = tmp_path / "s.sock"
     with serving(path), Peer(path) as watcher, Peer(path) as one:
-        number = one.call("count_patiently", 1_000_000, 0.2, stream=True)
+        number = one.call("count_patiently", 1_000_000, 1.0, stream=True)
         one.call("__next__", number, 1)
         if how == "cancel":
             one.send({"function": "__next__", "args": [number, 1]})
@@ -310,11 +310,12 @@ def test_a_cancelled_call_stops_the_code(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     with serving(path), Peer(path) as one:
         one.call("add", 1, 1)
+        begun = tmp_path / "begun"
         with Peer(path) as other:
-            other.send({"function": "sleep", "args": [1000]})
-            until(lambda: other.ping() == "running")
+            other.send({"function": "sleep", "args": [1000, str(begun)]})
+            until(begun.exists)
         until(lambda: one.call("ended") == ["Cancelled"], what="the end of a call whose client has left")
-        one.send({"function": "sleep", "args": [1000], "timeout": 0.05})
+        one.send({"function": "sleep", "args": [1000], "timeout": 1})
         assert one.answer()[1]["atoll"] == "CallTimeout"
         assert one.call("ended") == ["Cancelled", "Cancelled"]
         assert one.error({"function": "add", "args": [1, 2], "timeout": 0})["atoll"] == "CallTimeout"
