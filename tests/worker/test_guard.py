@@ -339,13 +339,13 @@ def test_time_grows_with_length_only() -> None:
         payload = make(size)
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.thread_time()  # of the processor: what others take of it does not count
             guard.is_plain(payload)
             try:
                 guard.check(payload)
             except DecodeError:
                 pass
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best
 
     for make in (
