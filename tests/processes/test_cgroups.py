@@ -319,6 +319,7 @@ def test_the_kernel_killing_the_group_is_out_of_memory(base: Path, use: Callable
     with pytest.raises(atoll.WorkerOutOfMemory) as caught:
         be_killed_by_the_kernel()
     assert (caught.value.limit, caught.value.use) == (10**9, 10**9)
+    be_killed_by_the_kernel.close()  # another worker is started at once, in a group of its own
     until(lambda: not groups_in(base))
 
 
@@ -378,4 +379,5 @@ def test_the_kernel_holds_a_worker_to_its_memory(
     with pytest.raises(atoll.WorkerOutOfMemory) as caught:
         hold()
     assert caught.value.limit == 200_000_000
+    hold.close()
     until(lambda: not groups_in(Path(str(REAL))))

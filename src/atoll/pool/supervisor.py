@@ -464,6 +464,13 @@ class Supervisor:
         actions = self._policy.failed(worker.number, time.monotonic(), _in_one_line(error), fatal=fatal)
         if not self._closing.is_set():
             self._say(logging.WARNING, "a worker could not be started: %s", _in_one_line(error))
+        if worker.cause is Cause.RETIRED and not self._closing.is_set():
+            # The pool had no place for it any more, which is nothing to tell those who wait: another one serves them.
+            self._do(actions)
+            if self._dispatcher.queue:
+                self.wanted()
+            self._tell_changed()
+            return
         starting = any(not one.is_serving for one in self.workers)
         if self._dispatcher.serving_since is None and not starting:
             self._last_error = error
