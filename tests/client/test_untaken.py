@@ -197,3 +197,28 @@ def test_what_needs_this_very_worker_says_that_it_was_not_taken(service: atoll.S
         list(numbers)
     assert not caught.value.taken
     assert service.total([1]) == 1
+
+
+@pytest.mark.parametrize("way", ["called", "awaited"])
+def test_it_keeps_its_place_though_the_queue_is_full(write: Write, tmp_path: Path, way: str) -> None:
+    notes = tmp_path / "notes"
+    path = write("frail.py", SERVICE)
+    with (
+        atoll.Service(path, name="frail", max_queue=1, restart=FOREVER, breaker=NEVER_OPEN) as service,
+        ThreadPoolExecutor() as pool,
+    ):
+        service.start()
+
+        def call(word: str) -> Any:
+            return asyncio.run(service.note.aio(notes, word)) if way == "awaited" else service.note(str(notes), word)
+
+        with stopped(service):
+            first = pool.submit(call, "first")
+            until(lambda: service.status().in_flight)
+            second = pool.submit(call, "second")
+            until(lambda: service.status().queue)
+            with pytest.raises(atoll.QueueFull):
+                call("third")
+        assert first.result()[1] == 5
+        assert second.result()[1] == 6
+        assert sorted(notes.read_text().split()) == ["first", "second"]

@@ -115,6 +115,38 @@ class Waiting(threading.Thread):
 # -- one channel -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("by_task", [False, True], ids=["thread", "task"])
+def test_who_had_a_turn_that_came_to_nothing_is_first(by_task: bool) -> None:
+    """Also where no more may wait."""
+    worker = Worker()
+    dispatcher = make(worker, most_waiting=1)
+    channel = enter(dispatcher)
+    order: list[str] = []
+
+    def wait(name: str, again: bool) -> None:
+        if by_task:
+            loop = asyncio.new_event_loop()
+            got = loop.run_until_complete(dispatcher.enter_async(loop, time.monotonic(), None, None, again))
+            loop.close()
+        else:
+            got = dispatcher.enter(time.monotonic(), None, None, None, again)
+        order.append(name)
+        dispatcher.give(got)
+
+    callers = []
+    for number, (name, again) in enumerate({"first": False, "again": True}.items()):
+        callers.append(threading.Thread(target=wait, args=(name, again)))
+        callers[-1].start()
+        until(lambda number=number: dispatcher.waiting == number + 1)  # type: ignore[misc]
+    with pytest.raises(QueueIsFull):
+        enter(dispatcher)
+    dispatcher.give(channel)
+    for caller in callers:
+        caller.join()
+    assert order == ["again", "first"]
+    assert all_free(dispatcher)
+
+
 def test_one_at_a_time() -> None:
     dispatcher = make(Worker())
     channel = dispatcher.take()

@@ -54,6 +54,7 @@ class Attempt:
         began: float | None = None,
     ) -> None:
         self.began = _clock() if began is None else began
+        self.again = began is not None  # an attempt before had its turn, and nothing came of it
         self.pool = pool
         self.function = function
         self.args = args

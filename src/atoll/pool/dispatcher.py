@@ -207,6 +207,7 @@ class Dispatcher:
         timeout: float | None,
         worker: Worker | None = None,
         check: Callable[[], None] | None = None,
+        again: bool = False,
     ) -> Channel:
         """Wait for a channel, on the calling thread.
 
@@ -215,6 +216,7 @@ class Dispatcher:
             timeout: seconds it may wait while there are workers; waiting for the first one to start does not count.
             worker: the worker it needs a channel of; None for any.
             check: called once it takes long; what it raises ends the waiting.
+            again: it had its turn, and nothing came of it: it waits before all who had none, however many these are.
 
         Raises:
             QueueIsFull, WaitedTooLong: as they say.
@@ -224,7 +226,7 @@ class Dispatcher:
         turn.acquire()
         waiter = _Waiter(turn.release, None, worker)
         try:
-            self._join(waiter)
+            self._join(waiter, again=again)
             while True:
                 left = self._left(entered, timeout)
                 turn.acquire(timeout=_LONG if left is None else max(0.0, min(left, _LONG)))
@@ -242,7 +244,12 @@ class Dispatcher:
         return self._too_late(waiter)
 
     async def enter_async(
-        self, loop: AbstractEventLoop, entered: float, timeout: float | None, worker: Worker | None = None
+        self,
+        loop: AbstractEventLoop,
+        entered: float,
+        timeout: float | None,
+        worker: Worker | None = None,
+        again: bool = False,
     ) -> Channel:
         """As ``enter``, for a task of the running event loop."""
         import asyncio  # whoever gets here has imported it already
@@ -255,7 +262,7 @@ class Dispatcher:
 
         waiter = _Waiter(lambda: loop.call_soon_threadsafe(finish), loop, worker)
         try:
-            self._join(waiter)
+            self._join(waiter, again=again)
             while True:
                 left = self._left(entered, timeout)
                 await asyncio.wait((turn,), timeout=1.0 if left is None else max(0.0, min(left, 1.0)))
@@ -296,11 +303,11 @@ class Dispatcher:
         channel.owner = None
         return channel
 
-    def _join(self, waiter: _Waiter, starting: int = 0) -> _Waiter:
+    def _join(self, waiter: _Waiter, starting: int = 0, again: bool = False) -> _Waiter:
         worker = waiter.worker
         with self._lock:
-            waiter.ticket = next(self._tickets)
-            if worker is None and self._is_full(starting):
+            waiter.ticket = -next(self._tickets) if again else next(self._tickets)
+            if worker is None and not again and self._is_full(starting):
                 # There may be one all the same, if those who wait need other workers.
                 channel = None if None in self._lines else self._find(None)
                 if channel is None:
@@ -308,8 +315,13 @@ class Dispatcher:
                 channel.owner = waiter.owner
                 waiter.grant(channel)
                 return waiter
-            self.queue.append(waiter)
-            self._lines.setdefault(worker, deque()).append(waiter)
+            line = self._lines.setdefault(worker, deque())
+            if again:
+                self.queue.appendleft(waiter)
+                line.appendleft(waiter)
+            else:
+                self.queue.append(waiter)
+                line.append(waiter)
         if worker is not None and not worker.alive:
             self._fail_those_who(lambda one: one is waiter, worker.gone)
         self.pass_on()

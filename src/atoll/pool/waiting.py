@@ -49,18 +49,21 @@ def begin_to_wait() -> None:
         tell()
 
 
-def enter(pool: Pool, function: str, began: float, timeout: float | None, worker: Worker | None) -> Channel:
-    """Wait for a channel."""
+def enter(
+    pool: Pool, function: str, began: float, timeout: float | None, worker: Worker | None, again: bool = False
+) -> Channel:
+    """Wait for a channel; for ``again`` see ``Dispatcher.enter``."""
     _check_enter(pool, worker)
     begin_to_wait()
     unmoved: dict[Channel, tuple[float, int]] = {}
     try:
         while True:
-            channel = pool.dispatcher.enter(began, timeout, worker, lambda: _check_turn(pool, unmoved))
+            channel = pool.dispatcher.enter(began, timeout, worker, lambda: _check_turn(pool, unmoved), again)
             if not channel.worker.process.has_exited or worker is not None:  # type: ignore[union-attr]
                 return channel
             channel.retired = True
             pool.dispatcher.give(channel)
+            again = True
     except QueueIsFull:
         raise queue_full(pool, function) from None
     except WaitedTooLong:
@@ -89,7 +92,9 @@ def take(pool: Pool, attempt: Attempt) -> Channel:
                 return channel
             channel.retired = True
             pool.dispatcher.give(channel)
-    if (nest is None or attempt.is_background) and attempt.worker is None and not pool.dispatcher.queue:
+            attempt.again = True
+    may_pass = attempt.again or not pool.dispatcher.queue
+    if (nest is None or attempt.is_background) and attempt.worker is None and may_pass:
         try:
             channel = pool.dispatcher.take()
         except IndexError:
@@ -98,7 +103,7 @@ def take(pool: Pool, attempt: Attempt) -> Channel:
             attempt.nest = None
             return channel
     if nest is None:
-        return enter(pool, attempt.function, attempt.began, attempt.timeout, attempt.worker)
+        return enter(pool, attempt.function, attempt.began, attempt.timeout, attempt.worker, attempt.again)
     left = -1.0 if attempt.timeout is None else attempt.timeout
     _check_room()
     if not nest.turn.acquire(timeout=left):
@@ -137,7 +142,8 @@ async def take_async(pool: Pool, attempt: Attempt) -> Channel:
         attempt.nest = None
     loop = asyncio.get_running_loop()
     dispatcher = pool.dispatcher
-    if not dispatcher.queue and attempt.worker is None and not pool.closed:
+    again = attempt.again
+    if (again or not dispatcher.queue) and attempt.worker is None and not pool.closed:
         try:
             channel = dispatcher.take()
         except IndexError:
@@ -151,11 +157,12 @@ async def take_async(pool: Pool, attempt: Attempt) -> Channel:
     _check_enter(pool, attempt.worker)
     try:
         while True:
-            channel = await dispatcher.enter_async(loop, attempt.began, attempt.timeout, attempt.worker)
+            channel = await dispatcher.enter_async(loop, attempt.began, attempt.timeout, attempt.worker, again)
             if not channel.worker.process.has_exited or attempt.worker is not None:  # type: ignore[union-attr]
                 return channel
             channel.retired = True
             dispatcher.give(channel)
+            again = True
     except QueueIsFull:
         raise queue_full(pool, attempt.function) from None
     except WaitedTooLong:
