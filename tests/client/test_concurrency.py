@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +16,13 @@ from typing import Any
 import pytest
 
 import atoll
-from conditions import until
+from atoll.pool import escalation
+from conditions import WITHIN, is_gone, until
 
 Write = Callable[[str, str], Path]
 
 SERVICE = """\
+import itertools
 import os
 import threading
 import time
@@ -63,6 +67,11 @@ def spin(begun):
     open(begun, "w").close()
     while True:
         pass
+
+@expose
+def native(begun):
+    "Holds the interpreter's lock, in C, from before the file is there."
+    sum(itertools.chain(filter(None, map(os.mknod, [begun])), itertools.repeat(1)))
 
 @expose
 def report(n, x):
@@ -162,6 +171,29 @@ def test_a_timeout_of_one_does_not_disturb_the_others(service: atoll.Service, tm
     assert service.echo(1) == 1
     gate.touch()
     assert [call.result(30) for call in calls] == [pid, pid]
+
+
+def test_a_worker_that_is_being_ended_gets_no_further_calls(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take them with it. Here it is given much time, and does not mind being told to end."""
+    monkeypatch.setattr(escalation, "_TERMINATION", WITHIN)
+    deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVICE
+    with atoll.Service(write("deaf.py", deaf), workers=2, concurrency=2) as service:
+        service.start()
+        begun = tmp_path / "begun"
+        call = service.native.submit(str(begun))
+        until(begun.exists)
+        doomed = next(worker.pid for worker in service.status().workers if worker.in_flight)
+        call.cancel()
+        until(lambda: doomed not in [worker.pid for worker in service._pool.dispatcher.workers])
+        assert not is_gone(doomed)
+        assert doomed not in [service.call("pid") for _ in range(20)]
+        assert doomed not in in_threads(4, lambda _: service.call("pid"))
+        os.kill(doomed, signal.SIGKILL)
+        with pytest.raises(atoll.CallCancelled) as cancelled:
+            call.result(WITHIN)
+        assert cancelled.value.rung == "SIGTERM"
 
 
 def test_nothing_is_left_of_them(write: Write) -> None:

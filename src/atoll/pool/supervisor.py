@@ -411,10 +411,8 @@ class Supervisor:
         assert process is not None
         reference = weakref.ref(self)
 
-        dispatcher = self._dispatcher
-
         def on_exit() -> None:
-            dispatcher.retire(worker)  # first of all: no call is to be sent to it
+            worker.doom()  # first of all
             supervisor = reference()
             if supervisor is not None:
                 supervisor._hear_ended(worker)
@@ -424,6 +422,7 @@ class Supervisor:
         self._set_unproven(worker, True)
         if not self._closing.is_set():
             self._dispatcher.add(worker)
+        worker.on_doomed = partial(self._dispatcher.retire, worker)
         baseline = tree_rss(process.python_pid)
         process.on_exit = on_exit
         self._post(lambda self: self._hear_ready(worker, baseline))

@@ -92,6 +92,7 @@ class Worker:
         cause: why its process is being ended, if atoll does that.
         spare: the channels that are in no call and will get none, because the worker is to stop.
         on_free: called when it is to stop, and nothing of it is in use any more.
+        on_doomed: called once, when its end has come or is being brought about: no further call is to go to it.
         ping_sent_at, pong_at: ``time.monotonic()`` of the last ping, and of the last answer.
     """
 
@@ -112,6 +113,7 @@ class Worker:
         self.why = ""
         self.spare: list[Channel] = []
         self.on_free: Callable[[], None] | None = None
+        self.on_doomed: Callable[[], None] | None = None
         self.ready_at = 0.0
         self.ping_sent_at: float | None = None
         self.pong_at: float | None = None
@@ -468,14 +470,22 @@ class Worker:
         if self.cause is None:
             self.cause = cause
             self.why = why
+        self.doom()
         if self.process is not None:
             self.process.kill()
+
+    def doom(self) -> None:
+        """No further call is to go to it."""
+        told, self.on_doomed = self.on_doomed, None
+        if told is not None:
+            told()
 
     def terminate(self) -> Strays | None:
         """Ask the process to end, as a service manager would. Returns what it had started, for when it has ended."""
         process = self.process
         if process is None or process.has_exited:
             return None
+        self.doom()
         strays = Strays(process.python_pid)
         with contextlib.suppress(OSError):
             os.kill(process.python_pid, signal.SIGTERM)
