@@ -102,6 +102,7 @@ class Cargo:
 
     Attributes:
         announce: called before much is copied.
+        cells: of what was lent for the last value.
     """
 
     def __init__(self, parts: List[Part], loans: Optional[Loans]) -> None:
@@ -109,7 +110,7 @@ class Cargo:
         self.parts = parts
         self.announce: Optional[Callable[[], None]] = None
         self._by_address: Dict[Tuple[int, int], int] = {}
-        self._cells: List[int] = []  # of what was lent last, until the next value
+        self.cells: List[int] = []
 
     def find(self, position: int, address: int, nbytes: int, shared: bool = False) -> bool:
         """Whether these bytes can be lent as they are; then they are a part."""
@@ -152,7 +153,7 @@ class Cargo:
 
     def begin(self) -> None:
         """Another value: what was lent for the last one was sent, and is the other side's to give back."""
-        self._cells = []
+        self.cells = []
 
     def clear(self) -> None:
         """The value will not be sent."""
@@ -169,7 +170,7 @@ class Cargo:
         has_forms = any(part.form for part in parts)
         entries: List[bytes] = []
         buffers: List[memoryview] = []
-        self._cells = cells = []
+        self.cells = cells = []
         made: List[Segment] = []
         lent: Dict[Tuple[int, bool], Tuple[int, int]] = {}
         # What is both read and written to, as with `f(a, out=a)`, is one memory over there too.
@@ -245,11 +246,11 @@ class Cargo:
 
     def take_back(self) -> None:
         """What was lent last was not sent."""
-        if self._loans is not None and self._cells:
+        if self._loans is not None and self.cells:
             with store.lock:
-                for cell in self._cells:
+                for cell in self.cells:
                     self._loans.take_back(cell)
-            self._cells = []
+            self.cells = []
 
 
 def _allocate(size: int, loans: Loans, made: List[Segment]) -> Optional[Segment]:

@@ -140,7 +140,7 @@ class Encoder(Carrier):
         chunks = self._chunks
         if self._lent:
             self._lent.clear()
-        if self._cargo is not None:
+        if self._cargo is not None and self._cargo.cells:
             self._cargo.begin()
         try:
             self._dump(value)
