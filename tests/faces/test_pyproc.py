@@ -820,6 +820,40 @@ def test_it_ends_when_another_thread_gets_the_signal(python: str, folder: Path) 
         assert not Path(worker.path).exists()
 
 
+STRUCK_LATE = """\
+import sys
+
+from atoll_worker import Cancelled, expose, run_worker
+
+
+def strike(frame, event, argument):
+    "Where the handler of a signal may run, too: at the entry of a function."
+    if event == "call" and frame.f_code.co_name == "_come_back":
+        sys.setprofile(None)
+        raise Cancelled("late")
+
+
+@expose
+def fail(req):
+    sys.setprofile(strike)
+    raise ValueError(req)
+
+
+@expose
+def echo(req):
+    return req
+
+
+run_worker()
+"""
+
+
+def test_an_interruption_that_strikes_on_the_way_back_does_not_end_the_worker(python: str, folder: Path) -> None:
+    with running(python, STRUCK_LATE, folder) as worker, worker.caller() as caller:
+        assert "late" in caller.error("fail", 1)
+        assert caller.call("echo", 1) == 1
+
+
 def test_a_wakeup_descriptor_of_the_programs_own_is_left_alone(python: str, folder: Path) -> None:
     program = PROGRAM.replace(
         "    run_worker()\n",

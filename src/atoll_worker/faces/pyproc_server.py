@@ -228,18 +228,21 @@ class Server:
             self._ear.wake()
         self._turn.release()
         try:
-            call.in_user_code = True
-            if self._is_stopping:  # told in the very moment before
-                raise Stop
-            if request.headers is None:
-                result = function(body)
-            else:
-                result = self._call_traced(function, body, request.headers)
-            call.in_user_code = False
-            self._turn.acquire()
-            call.call_number = 0
-        except BaseException as error:
-            return self._raised(request, self._come_back(error))
+            try:
+                call.in_user_code = True
+                if self._is_stopping:  # told in the very moment before
+                    raise Stop
+                if request.headers is None:
+                    result = function(body)
+                else:
+                    result = self._call_traced(function, body, request.headers)
+                call.in_user_code = False
+                self._turn.acquire()
+                call.call_number = 0
+            except BaseException as error:
+                return self._raised(request, self._come_back(error))
+        except Cancelled as late:  # it struck before `_come_back` could catch it
+            return self._raised(request, self._come_back(late))
         if self.is_fork:
             self._end_fork(None)
         try:
