@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ import pytest
 import atoll
 from atoll.processes import start_process, warden
 from atoll.processes.output import Stream, output_reader
+from atoll.processes.process import Lifeline
 from atoll.processes.tree import descendants, kill_tree
 from atoll.processes.warden import Warden
 from conditions import children_of, is_gone, run_python, until, until_gone
@@ -344,3 +346,25 @@ def test_a_warden_of_its_own_can_be_let_go() -> None:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
     other.forget()  # once more does nothing
+
+
+def test_the_ends_of_a_lifeline_close_in_order_whatever_numbers_they_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may let go of a low number between the making of the one end and of the other."""
+    make = os.pipe
+
+    def in_wrong_order() -> tuple[int, int]:
+        read, write = make()
+        higher = fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, write + 1)
+        os.close(read)
+        return higher, write
+
+    monkeypatch.setattr(os, "pipe", in_wrong_order)
+    lifeline = Lifeline.make()
+    monkeypatch.undo()
+    try:
+        assert lifeline.read < lifeline.write
+        assert not os.get_inheritable(lifeline.write)
+        os.write(lifeline.write, b"x")
+        assert os.read(lifeline.read, 1) == b"x"
+    finally:
+        lifeline.close()

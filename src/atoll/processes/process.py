@@ -7,6 +7,7 @@ Every descriptor of the host's side is close-on-exec, so workers do not hold eac
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -61,6 +62,15 @@ class Lifeline(NamedTuple):
 
     read: int
     write: int
+
+    @classmethod
+    def make(cls) -> Lifeline:
+        """A new one; both ends are closed by programs that are started."""
+        read, write = os.pipe()
+        if write < read:  # another thread let go of a number between the two
+            lower, write = write, fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, read)
+            os.close(lower)
+        return cls(read, write)
 
     def close(self) -> None:
         """Let go of it, in the order that ends what is left of the group."""
@@ -289,7 +299,7 @@ class Ends:
         ours.callback(self.control.close)
         theirs.callback(worker_control.close)
         self.worker_control = worker_control.fileno()
-        self.lifeline = Lifeline(*os.pipe())
+        self.lifeline = Lifeline.make()
         ours.callback(self.lifeline.close)
         self.descriptors: socket.socket | None = None
         self.worker_descriptors = -1
