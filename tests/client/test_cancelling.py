@@ -276,6 +276,33 @@ def test_by_a_signal(
     assert not [record for record in caplog.records if "killed by signal" in record.getMessage()]  # it was meant to
 
 
+def test_an_interruption_that_strikes_on_the_way_back_does_not_end_the_worker(write: Write) -> None:
+    text = """\
+    import os, sys
+    from atoll_worker import Cancelled, expose
+
+    def strike(frame, event, argument):
+        "Where the handler of a signal may run, too: at the entry of a function."
+        if event == "call" and frame.f_code.co_name == "_come_back":
+            sys.setprofile(None)
+            raise Cancelled("late")
+
+    @expose
+    def fail():
+        sys.setprofile(strike)
+        raise ValueError
+
+    @expose
+    def whoami():
+        return os.getpid()
+    """
+    with atoll.Service(write("late.py", text)) as service:
+        pid = service.whoami()
+        with pytest.raises(Exception, match="late"):
+            service.fail()
+        assert service.whoami() == pid
+
+
 def test_all_that_it_started_ends_too(service: atoll.Service, begun: Path) -> None:
     call = service.with_children.submit(str(begun))
     until(begun.exists)
