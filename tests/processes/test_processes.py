@@ -362,7 +362,7 @@ def test_the_ends_of_a_lifeline_close_in_order_whatever_numbers_they_get(monkeyp
     lifeline = Lifeline.make()
     monkeypatch.undo()
     try:
-        assert lifeline.read < lifeline.write
+        assert lifeline.read < lifeline.write < lifeline.read_too
         assert not os.get_inheritable(lifeline.write)
         os.write(lifeline.write, b"x")
         assert os.read(lifeline.read, 1) == b"x"

@@ -56,26 +56,29 @@ class Lifeline(NamedTuple):
     """The pipe whose end the kernel takes for the end of this process; see ``atoll_worker.lifeline``.
 
     The worker's end is kept here too. Else, should the worker end by itself and this process be killed before it has
-    seen that, what the worker had started would live on, since nobody held the end that its group is tied to. It has
-    the lower number: the kernel lets go of the descriptors of a process that was killed in falling order.
+    seen that, what the worker had started would live on, since nobody held the end that its group is tied to. It is
+    kept twice, below the other end and above: the kernel lets go of the descriptors of a process that was killed in falling
+    order, and a child that this process was just forking, which has copies of all, in rising order.
     """
 
     read: int
     write: int
+    read_too: int
 
     @classmethod
     def make(cls) -> Lifeline:
-        """A new one; both ends are closed by programs that are started."""
+        """A new one; its ends are closed in programs that are started."""
         read, write = os.pipe()
         if write < read:  # another thread let go of a number between the two
             lower, write = write, fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, read)
             os.close(lower)
-        return cls(read, write)
+        return cls(read, write, fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, write))
 
     def close(self) -> None:
         """Let go of it, in the order that ends what is left of the group."""
         os.close(self.write)
         os.close(self.read)
+        os.close(self.read_too)
 
 
 class WorkerProcess:
