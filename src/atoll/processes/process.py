@@ -57,8 +57,8 @@ class Lifeline(NamedTuple):
 
     The worker's end is kept here too. Else, should the worker end by itself and this process be killed before it has
     seen that, what the worker had started would live on, since nobody held the end that its group is tied to. It is
-    kept twice, below the other end and above: the kernel lets go of the descriptors of a process that was killed in falling
-    order, and a child that this process was just forking, which has copies of all, in rising order.
+    kept twice, below the other end and above: the kernel lets go of the descriptors of a process that was killed in
+    falling order, and a child that this process was just forking, which has copies of all, does so in rising order.
     """
 
     read: int
