@@ -10,6 +10,13 @@ end of its connection instead.
 
 The arming belongs to the open file that all copies of the descriptor share, so the host can do it for a child that
 knows nothing of it, such as an installer, as long as that child keeps the read end open.
+
+The kernel sends the signal only while a read end that was armed is open. So the host keeps read ends too, for the case
+that a worker ended and left processes in its group, and the host is killed before it has seen to them. Which of its
+descriptors then close first is not for the host to say: a process that is killed closes them in falling order, one
+that closes them one by one before it runs another program (a child that the host was just forking, which has copies of
+all) in rising order. So there are two read ends, open files of their own, the one below the write end and the other
+above it, and a worker arms both.
 """
 
 from __future__ import annotations
@@ -34,11 +41,16 @@ def arm(fd: int, owner: int) -> bool:
     return True
 
 
-def hold(fd: int) -> None:
-    """Tie this process group to the pipe behind ``fd``. Ends the process if the host is gone already."""
+def hold(fd: int, *others: int) -> None:
+    """Tie this process group to a pipe by its read ends, of which ``others`` are closed here: they are the host's to
+    keep. Ends the process if the host is gone already."""
     group = os.getpgrp()
     # The host starts every worker as the leader of a group of its own; without that, only this process is tied.
-    if not arm(fd, -group if group == os.getpid() else os.getpid()):
+    owner = -group if group == os.getpid() else os.getpid()
+    is_armed = [arm(one, owner) for one in (fd, *others)]
+    for one in others:
+        os.close(one)
+    if not is_armed[0]:
         return
     try:
         if os.read(fd, 1) == b"":

@@ -52,13 +52,13 @@ _FUTURE_ANNOTATIONS = 0x1000000  # __future__.annotations.compiler_flag, the sam
 def main(argv: List[str]) -> None:
     """Run a worker.
 
-    ``argv``: descriptors of the control connection, the lifeline and the socket that passes descriptors, whether to
-    spin (``1`` or ``0``), then ``DATA:LANE`` for each data connection, the descriptors of its socket and its lane (-1
-    for none).
+    ``argv``: descriptors of the control connection, of the lifeline's read ends (``READ`` or ``READ:READ``) and of the
+    socket that passes descriptors, whether to spin (``1`` or ``0``), then ``DATA:LANE`` for each data connection, the
+    descriptors of its socket and its lane (-1 for none).
     """
-    control_fd, lifeline_fd, descriptors_fd = (out_of_reach(int(text)) for text in argv[:3])
-    pairs = [[out_of_reach(int(text)) for text in pair.split(":")] for pair in argv[4:]]
-    lifeline.hold(lifeline_fd)
+    (control_fd,), lifeline_fds, (descriptors_fd,) = (out_of_reach(text) for text in argv[:3])
+    pairs = [out_of_reach(pair) for pair in argv[4:]]
+    lifeline.hold(*lifeline_fds)
     stacks.offer()
     stacks.tell_crashes()
     take_own_folder_off_path()
@@ -86,8 +86,12 @@ def _connection(data_fd: int, lane_fd: int, spin: bool) -> Connection:
     return Connection(socket(AF_UNIX, SOCK_STREAM, 0, fileno=data_fd), lane, "server", spin=spin)
 
 
-def out_of_reach(fd: int) -> int:
-    """Move a descriptor to a number that user code has no reason to touch; returns the number."""
+def out_of_reach(argument: str) -> List[int]:
+    """Move the descriptors of an argument to numbers that user code has no reason to touch; returns the numbers."""
+    return [_out_of_reach(int(text)) for text in argument.split(":")]
+
+
+def _out_of_reach(fd: int) -> int:
     if fd < 0:
         return fd
     import fcntl

@@ -61,7 +61,7 @@ def main(argv: List[str]) -> Optional[List[str]]:
     """Run a template until the host hangs up.
 
     Args:
-        argv: descriptors of the control connection and the lifeline.
+        argv: descriptors of the control connection and of the lifeline's read ends.
 
     Returns:
         in a child that was forked, the arguments for ``runtime.main``; None in the template itself, at its end.
@@ -69,15 +69,15 @@ def main(argv: List[str]) -> Optional[List[str]]:
     # Not above: the host imports this module for its numbers. The workers are to have it from the start.
     from . import runtime, values  # noqa: F401 - `values` is what a worker imports for its first one
 
-    control_fd, lifeline_fd = (runtime.out_of_reach(int(text)) for text in argv[:2])
-    lifeline.hold(lifeline_fd)
+    (control_fd,), lifeline_fds = (runtime.out_of_reach(text) for text in argv[:2])
+    lifeline.hold(*lifeline_fds)
     stacks.offer()
     stacks.tell_crashes()
     runtime.take_own_folder_off_path()
     runtime.collect_from_here()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    return Template(socket(AF_UNIX, SOCK_SEQPACKET, 0, fileno=control_fd), lifeline_fd).serve()
+    return Template(socket(AF_UNIX, SOCK_SEQPACKET, 0, fileno=control_fd), lifeline_fds[0]).serve()
 
 
 class Template:
@@ -187,7 +187,8 @@ class Template:
             fd = next(remaining)
             os.dup2(fd, number)
             os.close(fd)
-        argv = [*(str(next(remaining)) for _ in range(3)), words[0]]
+        control, read, read_too, passing = (next(remaining) for _ in range(4))
+        argv = [str(control), f"{read}:{read_too}", str(passing), words[0]]
         for has_lane in words[1:]:
             data = next(remaining)
             argv.append(f"{data}:{next(remaining) if has_lane == '1' else -1}")

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from atoll.processes.output import Stream, output_reader
 from atoll.processes.process import Lifeline
 from atoll.processes.tree import descendants, kill_tree
 from atoll.processes.warden import Warden
-from conditions import children_of, is_gone, run_python, until, until_gone
+from conditions import children_of, end, is_gone, run_python, until, until_gone
 
 FAMILY = """\
 import os, subprocess, sys, time
@@ -348,8 +350,9 @@ def test_a_warden_of_its_own_can_be_let_go() -> None:
     other.forget()  # once more does nothing
 
 
-def test_the_ends_of_a_lifeline_close_in_order_whatever_numbers_they_get(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread may let go of a low number between the making of the one end and of the other."""
+@pytest.fixture
+def wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread lets go of a low number between the making of the one end of a pipe and of the other."""
     make = os.pipe
 
     def in_wrong_order() -> tuple[int, int]:
@@ -359,12 +362,89 @@ def test_the_ends_of_a_lifeline_close_in_order_whatever_numbers_they_get(monkeyp
         return higher, write
 
     monkeypatch.setattr(os, "pipe", in_wrong_order)
+
+
+@pytest.mark.usefixtures("wrong_order")
+def test_the_write_end_of_a_lifeline_lies_between_the_read_ends_whatever_numbers_they_get() -> None:
     lifeline = Lifeline.make()
-    monkeypatch.undo()
     try:
         assert lifeline.read < lifeline.write < lifeline.read_too
-        assert not os.get_inheritable(lifeline.write)
-        os.write(lifeline.write, b"x")
-        assert os.read(lifeline.read, 1) == b"x"
+        assert not any(os.get_inheritable(fd) for fd in lifeline)
+        for read in (lifeline.read, lifeline.read_too):
+            os.write(lifeline.write, b"x")
+            assert os.read(read, 1) == b"x"
     finally:
         lifeline.close()
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_lifeline_for_which_descriptors_do_not_suffice_leaves_none(missing: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    filled = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                filled.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(missing):
+            os.close(filled.pop())
+        with pytest.raises(OSError, match="Too many open files"):
+            Lifeline.make()
+        for _ in range(missing):  # they are free again
+            filled.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in filled:
+            os.close(fd)
+
+
+# Starts a group whose leader ends, as a worker does that leaves something behind, and then lets go of the lifeline.
+HOST = """\
+import os, subprocess, sys
+from atoll.processes.process import Lifeline
+from atoll_worker.lifeline import arm
+
+how, numbers = sys.argv[1:]
+spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]
+if numbers == "scattered":
+    os.close(spare[0])
+    os.close(spare[2])
+lifeline = Lifeline.make()
+leader = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)
+stray = int(leader.stdout.readline())
+arm(lifeline.read, -leader.pid)
+arm(lifeline.read_too, -leader.pid)
+leader.wait()
+ends = sorted(lifeline)
+print(stray, flush=True)
+sys.stdin.readline()
+if how == "killed":
+    os.kill(os.getpid(), 9)
+elif how == "together":
+    os.closerange(3, ends[-1] + 1)
+else:
+    for fd in ends if how == "rising" else reversed(ends):
+        os.close(fd)
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("numbers", ["in a row", "scattered"])
+@pytest.mark.parametrize("how", ["rising", "falling", "together", "killed"])
+def test_what_a_worker_left_ends_in_whatever_order_the_host_lets_go_of_its_lifeline(how: str, numbers: str) -> None:
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, how, numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert host.stdin is not None
+    assert host.stdout is not None
+    try:
+        stray = int(host.stdout.readline())
+        assert not is_gone(stray)
+        host.stdin.write("\n")
+        host.stdin.flush()
+        assert host.stdout.readline() == ("" if how == "killed" else "closed\n")
+        until_gone(stray)
+    finally:
+        end(host)

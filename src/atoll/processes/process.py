@@ -55,10 +55,8 @@ class DataConnection(NamedTuple):
 class Lifeline(NamedTuple):
     """The pipe whose end the kernel takes for the end of this process; see ``atoll_worker.lifeline``.
 
-    The worker's end is kept here too. Else, should the worker end by itself and this process be killed before it has
-    seen that, what the worker had started would live on, since nobody held the end that its group is tied to. It is
-    kept twice, below the other end and above: the kernel lets go of the descriptors of a process that was killed in
-    falling order, and a child that this process was just forking, which has copies of all, does so in rising order.
+    The read ends are two open files, one below the write end and one above it. They are kept here too. Else, should the
+    worker end by itself and this process be killed before it has seen that, what the worker had started would live on.
     """
 
     read: int
@@ -68,17 +66,40 @@ class Lifeline(NamedTuple):
     @classmethod
     def make(cls) -> Lifeline:
         """A new one; its ends are closed in programs that are started."""
-        read, write = os.pipe()
-        if write < read:  # another thread let go of a number between the two
-            lower, write = write, fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, read)
-            os.close(lower)
-        return cls(read, write, fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, write))
+        with contextlib.ExitStack() as made:
+            read, write = os.pipe()
+            made.callback(os.close, read)
+            # Another thread may have let go of a number between the two.
+            write = _above(read, write)
+            made.callback(os.close, write)
+            try:
+                read_too = os.open(f"/proc/self/fd/{read}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except FileNotFoundError:
+                read_too = os.dup(read)  # a system without it, where nothing can be armed either
+            read_too = _above(write, read_too)
+            made.pop_all()
+        return cls(read, write, read_too)
+
+    @property
+    def argument(self) -> str:
+        """The read ends, for ``atoll_worker.runtime``."""
+        return f"{self.read}:{self.read_too}"
 
     def close(self) -> None:
         """Let go of it, in the order that ends what is left of the group."""
         os.close(self.write)
         os.close(self.read)
         os.close(self.read_too)
+
+
+def _above(lower: int, fd: int) -> int:
+    """Move a descriptor, if need be, to a number above another one; returns the number."""
+    if fd > lower:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lower)
+    finally:
+        os.close(fd)
 
 
 class WorkerProcess:
@@ -339,7 +360,14 @@ class Ends:
         """The worker's descriptors, less its standard ones."""
         data = [fd for pair in self.worker_data for fd in pair if fd >= 0]
         descriptors = [self.worker_descriptors] if self.worker_descriptors >= 0 else []
-        return [self.worker_control, self.lifeline.read, *descriptors, *data]
+        return [self.worker_control, self.lifeline.read, self.lifeline.read_too, *descriptors, *data]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What tells the worker the numbers of its control connection, its lifeline and, if it has one, its socket for
+        descriptors."""
+        descriptors = [str(self.worker_descriptors)] if self.worker_descriptors >= 0 else []
+        return [str(self.worker_control), self.lifeline.argument, *descriptors]
 
     def streams(self, service: str, pid: int) -> list[Stream]:
         """What the worker prints to."""
@@ -409,7 +437,7 @@ def start_process(
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         ends = Ends(ours, theirs, connections, use_lane)
         passed = ends.passed
-        command = [python, "-I", ENTRY, *map(str, passed[:3]), "1" if spin else "0"]
+        command = [python, "-I", ENTRY, *ends.arguments, "1" if spin else "0"]
         command += [f"{data}:{lane}" for data, lane in ends.worker_data]
         gate = None
         if sandbox is not None:

@@ -317,7 +317,7 @@ class Template:
         self._starts += 1
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             ends = Ends(ours, theirs, 0, use_lane=False, kind=socket.SOCK_SEQPACKET)
-            command = [self.recipe.python, "-I", ENTRY, "template", *map(str, ends.passed)]
+            command = [self.recipe.python, "-I", ENTRY, "template", *ends.arguments]
             pid = spawn(command, dict(self.recipe.environ), ends.worker_out, ends.worker_err, ends.passed)
             streams = ends.streams(self._service, pid)
             process = _TemplateProcess(self, pid, ends.control, ends.lifeline, streams)
