@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -554,45 +553,72 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 
-// TestNoOrphans runs this very program once more, and kills it.
+// TestNoOrphans runs this very program once more, and kills it: the worker ends, and what that had started, even if it
+// is the worker that ended first, and the program had no time to see it.
 func TestNoOrphans(t *testing.T) {
 	if os.Getenv("ATOLL_TEST_ORPHANS") != "" {
 		p, ctx := start(t, func(o *Options) { o.Workers = 2 })
-		fmt.Printf("worker %d\n", must2(Call[int](ctx, p, "pid", nil))(t))
+		pids := must2(Call[[]int](ctx, p, "start_child", nil))(t)
+		fmt.Printf("worker %d %d\n", pids[0], pids[1])
 		_ = p.Call(ctx, "stubborn", 1000, nil)
 		return
 	}
-	command := exec.Command(os.Args[0], "-test.run=^TestNoOrphans$", "-test.v")
-	command.Env = append(os.Environ(), "ATOLL_TEST_ORPHANS=1")
-	output, err := command.StdoutPipe()
+	for _, workerFirst := range []bool{false, true} {
+		t.Run(fmt.Sprintf("workerFirst=%v", workerFirst), func(t *testing.T) {
+			command := exec.Command(os.Args[0], "-test.run=^TestNoOrphans$", "-test.v")
+			command.Env = append(os.Environ(), "ATOLL_TEST_ORPHANS=1")
+			output, err := command.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := command.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var worker, child int
+			var text []byte
+			for piece := make([]byte, 1000); worker == 0; {
+				count, err := output.Read(piece)
+				text = append(text, piece[:count]...)
+				if _, after, found := strings.Cut(string(text), "worker "); found && strings.Contains(after, "\n") {
+					if _, err := fmt.Sscan(after, &worker, &child); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err != nil && worker == 0 {
+					t.Fatalf("it said %q", text)
+				}
+			}
+			if !exists(worker) || !exists(child) {
+				t.Fatal("there is no worker, or none that it started")
+			}
+			if workerFirst {
+				_ = command.Process.Signal(syscall.SIGSTOP)
+				until(t, "the program to stop", func() bool { return stateOf(command.Process.Pid) == "T" })
+				_ = syscall.Kill(worker, syscall.SIGKILL)
+				until(t, "the end of the worker", func() bool { return hasEnded(worker) })
+				if hasEnded(child) {
+					t.Fatal("what the worker started has ended with it")
+				}
+			}
+			_ = command.Process.Kill()
+			_ = command.Wait()
+			for _, pid := range []int{worker, child} {
+				until(t, "the end of all that it started", func() bool { return hasEnded(pid) })
+			}
+		})
+	}
+}
+
+func hasEnded(pid int) bool { state := stateOf(pid); return state == "" || state == "Z" }
+
+// stateOf returns the letter that the kernel has for what a process does; "" without one.
+func stateOf(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		t.Fatal(err)
+		return ""
 	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	pid := 0
-	var text []byte
-	for piece := make([]byte, 1000); pid == 0; {
-		count, err := output.Read(piece)
-		text = append(text, piece[:count]...)
-		if _, after, found := strings.Cut(string(text), "worker "); found && strings.Contains(after, "\n") {
-			number, _, _ := strings.Cut(after, "\n")
-			pid, _ = strconv.Atoi(strings.TrimSpace(number))
-		}
-		if err != nil && pid == 0 {
-			t.Fatalf("it said %q", text)
-		}
-	}
-	if !exists(pid) {
-		t.Fatal("there is no worker")
-	}
-	_ = command.Process.Kill()
-	_ = command.Wait()
-	until(t, "the end of its worker", func() bool {
-		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err != nil || strings.Contains(string(state), ") Z ")
-	})
+	_, after, _ := strings.Cut(string(text), ") ")
+	return after[:1]
 }
 
 func TestAWorkerRunsSeveralCallsAtATime(t *testing.T) {

@@ -18,8 +18,7 @@ import (
 
 // A worker's process: its descriptors, its end, and how to bring that about.
 //
-// It ends when this program does, however that ends: it has the read end of a pipe (the lifeline) whose write end only
-// this program holds, and is killed by the kernel, with all that it started, when that closes.
+// It ends when this program does, however that ends: see lifeline.
 
 const (
 	keptLines   = 20
@@ -29,7 +28,7 @@ const (
 type process struct {
 	ends
 	command  *exec.Cmd
-	lifeline [2]*os.File
+	lifeline *lifeline
 	stderr   *lineWriter
 	mutex    sync.Mutex // kill or reap, never both
 	reaped   bool
@@ -58,7 +57,9 @@ func startProcess(o *Options) (_ *process, err error) {
 		}
 		if err != nil {
 			p.close()
-			p.closeLifeline()
+			if p.lifeline != nil {
+				p.lifeline.close()
+			}
 		}
 	}()
 	add := func(file *os.File) int { // the number it will have there
@@ -71,19 +72,14 @@ func startProcess(o *Options) (_ *process, err error) {
 	}
 	p.control = os.NewFile(uintptr(ours), "atoll-control")
 	control := add(file)
-	read, write, err := os.Pipe()
+	if p.lifeline, err = newLifeline(); err != nil {
+		return nil, err
+	}
+	readEnds, err := p.lifeline.readEnds()
 	if err != nil {
 		return nil, err
 	}
-	// Both ends are kept: should the worker end first and this program be killed before it has seen that, what the worker
-	// started is still tied to it.
-	p.lifeline = [2]*os.File{read, write}
-	copied, err := syscall.Dup(int(read.Fd()))
-	if err != nil {
-		return nil, os.NewSyscallError("dup", err)
-	}
-	syscall.CloseOnExec(copied)
-	lifeline := add(os.NewFile(uintptr(copied), "atoll-lifeline"))
+	lifeline := fmt.Sprintf("%d:%d", add(readEnds[0]), add(readEnds[1]))
 	// Segments are no matter of calls in JSON, but a worker has the socket for them.
 	ours, file, err = socketPair(syscall.SOCK_SEQPACKET)
 	if err != nil {
@@ -97,7 +93,7 @@ func startProcess(o *Options) (_ *process, err error) {
 	}
 	folder := o.WorkerFolder
 	arguments := []string{"-I", filepath.Join(folder, "__main__.py"),
-		strconv.Itoa(control), strconv.Itoa(lifeline), strconv.Itoa(descriptors), spin}
+		strconv.Itoa(control), lifeline, strconv.Itoa(descriptors), spin}
 	for range o.Concurrency {
 		ours, file, err = socketPair(syscall.SOCK_STREAM)
 		if err != nil {
@@ -155,7 +151,7 @@ func (p *process) reap() {
 	if state := p.command.ProcessState; state != nil {
 		p.status = state.String()
 	}
-	p.closeLifeline()
+	p.lifeline.close()
 	p.hangUp()
 	close(p.exited)
 }
@@ -181,14 +177,6 @@ func (p *process) kill() {
 
 // letEnd closes the data connections: the worker tears its service down, and ends.
 func (p *process) letEnd() { p.hangUp() }
-
-func (p *process) closeLifeline() {
-	for _, file := range []*os.File{p.lifeline[1], p.lifeline[0]} {
-		if file != nil {
-			file.Close()
-		}
-	}
-}
 
 // A lineWriter hands on what a worker prints to the log, and keeps the last lines.
 type lineWriter struct {

@@ -11,12 +11,18 @@ end of its connection instead.
 The arming belongs to the open file that all copies of the descriptor share, so the host can do it for a child that
 knows nothing of it, such as an installer, as long as that child keeps the read end open.
 
-The kernel sends the signal only while a read end that was armed is open. So the host keeps read ends too, for the case
-that a worker ended and left processes in its group, and the host is killed before it has seen to them. Which of its
-descriptors then close first is not for the host to say: a process that is killed closes them in falling order, one
-that closes them one by one before it runs another program (a child that the host was just forking, which has copies of
-all) in rising order. So there are two read ends, open files of their own, the one below the write end and the other
-above it, and a worker arms both.
+The kernel sends the signal only while a read end that was armed is open. A worker's own goes with it, and what it left
+in its group is still to end: so the host keeps read ends too, should it be killed before it has seen to them. Which of
+its descriptors then close first is not for it to say:
+
+- The kernel lets go of the descriptors of a process that was killed in rising order, and then closes, in falling order,
+  the files that nobody else has; it may be held up between the two. So there is a read end below the write end, an open
+  file that no worker keeps. (With one that a worker keeps: the worker finds its connection closed, ends and closes it,
+  before its host comes to close the write end.)
+- A child that the host was just forking has copies of all, and closes them one by one, in rising order, before it runs
+  another program. So there is a read end above the write end as well, which is the one that the worker keeps.
+
+A worker arms both.
 """
 
 from __future__ import annotations
@@ -42,8 +48,8 @@ def arm(fd: int, owner: int) -> bool:
 
 
 def hold(fd: int, *others: int) -> None:
-    """Tie this process group to a pipe by its read ends, of which ``others`` are closed here: they are the host's to
-    keep. Ends the process if the host is gone already."""
+    """Tie this process group to a pipe by its read ends, of which ``others`` are closed here: the host keeps them. Ends
+    the process if the host is gone already."""
     group = os.getpgrp()
     # The host starts every worker as the leader of a group of its own; without that, only this process is tied.
     owner = -group if group == os.getpid() else os.getpid()

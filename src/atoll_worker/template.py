@@ -187,8 +187,8 @@ class Template:
             fd = next(remaining)
             os.dup2(fd, number)
             os.close(fd)
-        control, read, read_too, passing = (next(remaining) for _ in range(4))
-        argv = [str(control), f"{read}:{read_too}", str(passing), words[0]]
+        control, kept, other, passing = (next(remaining) for _ in range(4))
+        argv = [str(control), f"{kept}:{other}", str(passing), words[0]]
         for has_lane in words[1:]:
             data = next(remaining)
             argv.append(f"{data}:{next(remaining) if has_lane == '1' else -1}")

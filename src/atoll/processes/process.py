@@ -55,41 +55,42 @@ class DataConnection(NamedTuple):
 class Lifeline(NamedTuple):
     """The pipe whose end the kernel takes for the end of this process; see ``atoll_worker.lifeline``.
 
-    The read ends are two open files, one below the write end and one above it. They are kept here too. Else, should the
-    worker end by itself and this process be killed before it has seen that, what the worker had started would live on.
+    Attributes:
+        write: what nobody but this process holds.
+        lower, upper: read ends, open files of their own, with descriptors below and above that.
     """
 
-    read: int
+    lower: int
     write: int
-    read_too: int
+    upper: int
 
     @classmethod
     def make(cls) -> Lifeline:
         """A new one; its ends are closed in programs that are started."""
         with contextlib.ExitStack() as made:
-            read, write = os.pipe()
-            made.callback(os.close, read)
+            lower, write = os.pipe()
+            made.callback(os.close, lower)
             # Another thread may have let go of a number between the two.
-            write = _above(read, write)
+            write = _above(lower, write)
             made.callback(os.close, write)
             try:
-                read_too = os.open(f"/proc/self/fd/{read}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                upper = os.open(f"/proc/self/fd/{lower}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except FileNotFoundError:
-                read_too = os.dup(read)  # a system without it, where nothing can be armed either
-            read_too = _above(write, read_too)
+                upper = os.dup(lower)  # a system without it, where nothing can be armed either
+            upper = _above(write, upper)
             made.pop_all()
-        return cls(read, write, read_too)
+        return cls(lower, write, upper)
 
     @property
-    def argument(self) -> str:
-        """The read ends, for ``atoll_worker.runtime``."""
-        return f"{self.read}:{self.read_too}"
+    def passed(self) -> tuple[int, int]:
+        """The read ends, as ``atoll_worker.lifeline.hold`` takes them."""
+        return self.upper, self.lower
 
     def close(self) -> None:
         """Let go of it, in the order that ends what is left of the group."""
         os.close(self.write)
-        os.close(self.read)
-        os.close(self.read_too)
+        os.close(self.lower)
+        os.close(self.upper)
 
 
 def _above(lower: int, fd: int) -> int:
@@ -360,14 +361,14 @@ class Ends:
         """The worker's descriptors, less its standard ones."""
         data = [fd for pair in self.worker_data for fd in pair if fd >= 0]
         descriptors = [self.worker_descriptors] if self.worker_descriptors >= 0 else []
-        return [self.worker_control, self.lifeline.read, self.lifeline.read_too, *descriptors, *data]
+        return [self.worker_control, *self.lifeline.passed, *descriptors, *data]
 
     @property
     def arguments(self) -> list[str]:
         """What tells the worker the numbers of its control connection, its lifeline and, if it has one, its socket for
         descriptors."""
         descriptors = [str(self.worker_descriptors)] if self.worker_descriptors >= 0 else []
-        return [str(self.worker_control), self.lifeline.argument, *descriptors]
+        return [str(self.worker_control), ":".join(map(str, self.lifeline.passed)), *descriptors]
 
     def streams(self, service: str, pid: int) -> list[Stream]:
         """What the worker prints to."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -65,6 +66,12 @@ def not_a_number() -> float:
 def pid() -> int:
     """Of the worker."""
     return os.getpid()
+
+
+@expose
+def start_child() -> list[int]:
+    """Process ids of the worker, and of a child that it leaves to itself."""
+    return [os.getpid(), subprocess.Popen(["sleep", "600"]).pid]
 
 
 @expose
