@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # Descriptors are moved up here, where nothing that user code opens, or closes by number, is likely to be.
 _FIRST_DESCRIPTOR = 200
 
-# See atoll.processes.process, which makes it.
+# See atoll.processes.ends, which makes it.
 _MESSAGES = SOCK_SEQPACKET if sys.platform == "linux" else SOCK_DGRAM
 _FUTURE_ANNOTATIONS = 0x1000000  # __future__.annotations.compiler_flag, the same in every Python from 3.9 on
 

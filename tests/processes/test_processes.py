@@ -20,8 +20,8 @@ import pytest
 
 import atoll
 from atoll.processes import start_process, warden
+from atoll.processes.ends import Lifeline
 from atoll.processes.output import Stream, output_reader
-from atoll.processes.process import Lifeline
 from atoll.processes.tree import descendants, kill_tree
 from atoll.processes.warden import Warden
 from conditions import children_of, end, is_gone, run_python, until, until_gone
@@ -402,7 +402,7 @@ def test_a_lifeline_for_which_descriptors_do_not_suffice_leaves_none(missing: in
 # Starts a group whose leader leaves a process behind, as a worker may, and then lets go of the lifeline.
 HOST = """\
 import os, subprocess, sys
-from atoll.processes.process import Lifeline
+from atoll.processes.ends import Lifeline
 
 how, numbers, leader = sys.argv[1:]
 spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]

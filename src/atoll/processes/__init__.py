@@ -6,9 +6,10 @@ What belongs here: everything that knows what a process is. What does not: what 
 
 from __future__ import annotations
 
+from .ends import DataConnection
 from .limits import Limits, thread_variables
 from .output import output_reader
-from .process import DataConnection, WorkerProcess, start_process
+from .process import WorkerProcess, start_process
 from .processors import Mover
 from .sandbox import SandboxPolicy, is_broad, sandbox_environ
 from .tree import Strays

@@ -31,9 +31,10 @@ from typing import NamedTuple
 
 from atoll_worker.template import LONGEST_MESSAGE, MOST_DESCRIPTORS
 
+from .ends import Ends, Lifeline
 from .limits import Limits, apply_limits
 from .output import Stream, output_reader
-from .process import ENTRY, Ends, Lifeline, WorkerProcess, begin, give_up, spawn
+from .process import ENTRY, WorkerProcess, begin, give_up, spawn
 from .warden import warden
 
 # Seconds for a template that is asked for a worker to answer.
