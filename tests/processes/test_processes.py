@@ -377,21 +377,21 @@ def test_the_write_end_of_a_lifeline_lies_between_the_read_ends_whatever_numbers
         lifeline.close()
 
 
-@pytest.mark.parametrize("missing", range(3))
-def test_a_lifeline_for_which_descriptors_do_not_suffice_leaves_none(missing: int) -> None:
+@pytest.mark.parametrize("free", range(3))
+def test_a_lifeline_for_which_descriptors_do_not_suffice_leaves_none(free: int) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    highest = max(int(name) for name in os.listdir("/proc/self/fd")) + 8
     filled = []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, limits[1]))
         with contextlib.suppress(OSError):
             while True:
                 filled.append(os.open(os.devnull, os.O_RDONLY))
-        for _ in range(missing):
+        for _ in range(free):
             os.close(filled.pop())
         with pytest.raises(OSError, match="Too many open files"):
             Lifeline.make()
-        for _ in range(missing):  # they are free again
+        for _ in range(free):  # they are free again
             filled.append(os.open(os.devnull, os.O_RDONLY))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
