@@ -18,13 +18,19 @@ import pytest
 
 import atoll
 from conditions import children_of, end, is_gone, start_python, state_of, until, until_gone
+from sandboxes import needs_sandbox
 from storm import SECONDS
 
 HOST = """\
 import asyncio, os, sys, threading
 import atoll
 
-service = atoll.Service(sys.argv[1], workers=2, concurrency=2, memory="500MB", health_interval=0.1,
+options = {
+    "started": {"memory": "500MB"},
+    "forked": {"memory": "500MB", "preload": ["decimal"]},
+    "shut in": {"sandbox": atoll.Sandbox()},
+}
+service = atoll.Service(sys.argv[1], workers=2, concurrency=2, health_interval=0.1, **options[sys.argv[2]],
                         restart=atoll.Restart(backoff=0, max_restarts=100000))
 
 def again(what):
@@ -81,7 +87,8 @@ def all_below(pid: int) -> list[int]:
 
 @pytest.mark.stress
 @pytest.mark.timeout(SECONDS + 150)
-def test_a_busy_host_killed_at_any_moment(oracle: Callable[..., atoll.Service], tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["started", "forked", pytest.param("shut in", marks=needs_sandbox)])
+def test_a_busy_host_killed_at_any_moment(oracle: Callable[..., atoll.Service], tmp_path: Path, workers: str) -> None:
     oracle()  # writes the service's file
     script = tmp_path / "host.py"
     script.write_text(HOST)
@@ -92,6 +99,7 @@ def test_a_busy_host_killed_at_any_moment(oracle: Callable[..., atoll.Service], 
         host = start_python(
             script,
             str(tmp_path / "oracle.py"),
+            workers,
             env={**os.environ, "TMPDIR": str(temporary)},
             stderr=subprocess.DEVNULL,
         )

@@ -16,17 +16,11 @@ import pytest
 
 import atoll
 from atoll.extensions import ExtensionConfig, ExtensionManager, proxy_nodes
-from atoll.processes.sandbox import require_bubblewrap
 from interpreters import INTERPRETERS
+from sandboxes import needs_sandbox
 
 Run = Callable[[Callable[[ExtensionManager], Any]], Any]
 Write = Callable[..., Path]
-
-try:
-    require_bubblewrap()
-    _NO_SANDBOX = ""
-except atoll.SandboxUnavailable as error:
-    _NO_SANDBOX = str(error)
 
 NUMPY = """
     import sys
@@ -204,7 +198,7 @@ REACHING = """
 """
 
 
-@pytest.mark.skipif(bool(_NO_SANDBOX), reason=_NO_SANDBOX)
+@needs_sandbox
 def test_a_sandboxed_pack_reaches_neither_home_nor_network(
     run: Run, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

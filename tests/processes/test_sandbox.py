@@ -20,23 +20,12 @@ import pytest
 
 import atoll
 from atoll.processes import sandbox as sandbox_module
-from atoll.processes.sandbox import is_broad, require_bubblewrap, sandbox_environ, wrap
+from atoll.processes.sandbox import is_broad, sandbox_environ, wrap
 from atoll.processes.tree import descendants
 from conditions import end, is_gone, run_python, start_python, until, until_gone
+from sandboxes import needs_sandbox
 
 Try = Callable[..., str]
-
-
-def _why_not() -> str:
-    try:
-        require_bubblewrap()
-    except atoll.SandboxUnavailable as error:
-        return str(error)
-    return ""
-
-
-REASON = _why_not()
-needs_sandbox = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
 def try_to(what: str, *arguments: str) -> str:
@@ -335,8 +324,8 @@ def test_everything_in_it_ends_with_it(tmp_path: Path, then: str) -> None:
     start = atoll.function(sandbox=atoll.Sandbox(read=(str(tmp_path),)))(start_children)
     before = set(descendants(os.getpid()))
     call = start.options(timeout=6 if then == "hang" else None).submit(then, str(tmp_path))
-    # Two of bubblewrap's, the interpreter, and four that it started.
-    pids = until(lambda: len(found := set(descendants(os.getpid())) - before) == 7 and found)
+    # The keeper, two of bubblewrap's, the interpreter, and four that it started.
+    pids = until(lambda: len(found := set(descendants(os.getpid())) - before) == 8 and found)
     if then == "close":
         call.result(20)
         start.close()
@@ -377,7 +366,7 @@ def test_it_ends_with_its_host(tmp_path: Path, what: str) -> None:
     script = tmp_path / "host.py"
     script.write_text(HOST)
     host = start_python(script, what, stdin=subprocess.PIPE)
-    pids = until(lambda: len(found := descendants(host.pid)) == 4 and found)
+    pids = until(lambda: len(found := descendants(host.pid)) == 5 and found)
     assert not any(is_gone(pid) for pid in pids)
     end(host, signal.SIGKILL)
     until_gone(*pids)

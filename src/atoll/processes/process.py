@@ -221,11 +221,18 @@ class WorkerProcess:
         return [*(one.sock for one in self.connections), self.control, self.descriptors]
 
 
-def spawn(command: Sequence[str], environ: Mapping[str, str], out: int, err: int, passed: Sequence[int]) -> int:
+def spawn(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    out: int,
+    err: int,
+    passed: Sequence[int],
+    stdin: int = subprocess.DEVNULL,
+) -> int:
     """Start a program in a session of its own; its process id. On the warden's thread, which then watches it."""
     child = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=out,
         stderr=err,
         pass_fds=passed,
@@ -289,16 +296,16 @@ def start_process(
         gate = None
         if sandbox is not None:
             memory = limits.memory if limits is not None else None
-            command = wrap(command, sandbox, [*needed, os.path.dirname(ENTRY)], memory=memory)
-            gate = Gate()
+            gate = Gate(wrap(command, sandbox, [*needed, os.path.dirname(ENTRY)], memory=memory))
             ours.callback(gate.close)
             theirs.callback(gate.close_theirs)
-            command[1:1] = gate.options()
+            command = gate.command
             passed += gate.passed
 
         def spawn_worker() -> WorkerProcess:
             assert ends.descriptors is not None
-            pid = spawn(command, environ, ends.worker_out, ends.worker_err, passed)
+            stdin = subprocess.DEVNULL if gate is None else gate.stdin
+            pid = spawn(command, environ, ends.worker_out, ends.worker_err, passed, stdin)
             process = WorkerProcess(
                 pid,
                 ends.data,

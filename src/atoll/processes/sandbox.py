@@ -52,11 +52,13 @@ _SYSTEM = (
 _SYSTEM_ROOTS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/services", "/etc/protocols")
 
-# Namespaces of its own, no privileges, and its end tied to that of the thread that starts it (the warden's).
+# Namespaces of its own, no privileges, and its end tied to that of its parent.
 _SHUT_IN = (
     *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
     *("--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "worker"),
 )
+# What starts bubblewrap, waits for it and ends as it did; see ``Gate``.
+_KEEPER = ("/bin/sh", "-c", '"$@" </dev/null; exit $?', "keeper")
 # Seconds.
 _PROBE_TIMEOUT = 20.0
 _GATE_TIMEOUT = 20.0
@@ -145,11 +147,21 @@ class Gate:
     """Holds a sandbox shut from when it is made until the host has done what must be done first, such as setting
     limits: what runs in there inherits them.
 
+    Bubblewrap is two processes, each of which ends with its parent. If the host were the parent and ended just when the
+    first has made the second, or the first had nobody to report that to, the second would wait for the first for ever.
+    So there is a keeper between them. It does not end with the host, but with bubblewrap; that ends with the worker;
+    and that with the host, by its lifeline.
+
+    Args:
+        command: as ``wrap`` makes it.
+
     Attributes:
+        command: what to start instead.
+        stdin: its standard input: where bubblewrap reports to, which stays open for as long as the keeper lives.
         passed: the descriptors that bubblewrap has to inherit; none of them reaches what runs in the sandbox.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self._info, info = os.pipe()
         try:
             block, self._block = os.pipe()
@@ -158,10 +170,9 @@ class Gate:
             os.close(info)
             raise
         self.passed = [info, block]
-
-    def options(self) -> list[str]:
-        """Bubblewrap's options for it."""
-        return ["--info-fd", str(self.passed[0]), "--block-fd", str(self.passed[1])]
+        bwrap, *rest = command
+        self.command = [*_KEEPER, bwrap, "--info-fd", str(info), "--block-fd", str(block), *rest]
+        self.stdin = self._info
 
     def close_theirs(self) -> None:
         """After bubblewrap was started: let go of its ends."""
@@ -197,9 +208,10 @@ class Gate:
 def sandboxed_process(keeper: int) -> int | None:
     """Process id, out here, of the interpreter in a sandbox, given that of the process which the host started; None
     while, or once, there is none."""
-    for first in children(keeper):
-        inside = children(first)
-        return inside[0] if inside else None  # the first process's first child; orphans come after it
+    for bubblewrap in children(keeper):
+        for first in children(bubblewrap):
+            inside = children(first)
+            return inside[0] if inside else None  # the first process's first child; orphans come after it
     return None
 
 

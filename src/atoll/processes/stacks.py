@@ -218,13 +218,15 @@ def worker_at(pid: int) -> int:
 
 
 def _around(pid: int) -> Iterator[int]:
-    """``pid`` itself; and where that is bubblewrap, what runs in the sandbox."""
+    """``pid`` itself; and where that is bubblewrap, or what keeps it, what runs in the sandbox."""
     queue = [pid]
     while queue:
         one = queue.pop(0)
         yield one
         if _name(one) == "bwrap":
             queue += _children(one)
+        elif _name(one) == "sh":
+            queue += (child for child in _children(one) if _name(child) == "bwrap")
 
 
 def _children(pid: int) -> list[int]:
