@@ -399,6 +399,39 @@ def test_a_lifeline_for_which_descriptors_do_not_suffice_leaves_none(free: int) 
             os.close(fd)
 
 
+def test_a_forked_child_lets_go_of_every_lifeline(tmp_path: Path) -> None:
+    """Also of those whose worker is only being started, by another thread."""
+    script = tmp_path / "forks.py"
+    script.write_text("""
+import os
+from atoll.processes.ends import Lifeline
+
+lifelines = [Lifeline.make() for _ in range(2)]
+closed = Lifeline.make()
+closed.close()
+others = os.pipe()  # have the numbers of that one
+assert set(others) <= set(closed)
+pid = os.fork()
+if pid == 0:
+    for fd in (fd for lifeline in lifelines for fd in lifeline):
+        try:
+            os.fstat(fd)
+        except OSError:
+            continue
+        os._exit(1)
+    os.write(others[1], b"x")
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert os.read(others[0], 1) == b"x"
+for lifeline in lifelines:
+    os.write(lifeline.write, b"x")
+    lifeline.close()
+print("well")
+""")
+    ended = run_python(script)
+    assert ended.stdout == "well\n", ended.stderr
+
+
 # Starts a group whose leader leaves a process behind, as a worker may, and then lets go of the lifeline.
 HOST = """\
 import os, subprocess, sys

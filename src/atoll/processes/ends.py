@@ -31,7 +31,8 @@ class DataConnection(NamedTuple):
 
 
 class Lifeline(NamedTuple):
-    """The pipe whose end the kernel takes for the end of this process; see ``atoll_worker.lifeline``.
+    """The pipe whose end the kernel takes for the end of this process; see ``atoll_worker.lifeline``. A child that is
+    forked lets go of it, or the worker would live as long as that child.
 
     Attributes:
         write: what nobody but this process holds.
@@ -57,7 +58,9 @@ class Lifeline(NamedTuple):
                 upper = os.dup(lower)  # a system without it, where nothing can be armed either
             upper = _above(write, upper)
             made.pop_all()
-        return cls(lower, write, upper)
+        lifeline = cls(lower, write, upper)
+        _lifelines.add(lifeline)
+        return lifeline
 
     @property
     def passed(self) -> tuple[int, int]:
@@ -66,9 +69,22 @@ class Lifeline(NamedTuple):
 
     def close(self) -> None:
         """Let go of it, in the order that ends what is left of the group."""
+        _lifelines.discard(self)
         os.close(self.write)
         os.close(self.lower)
         os.close(self.upper)
+
+
+# Those of this process.
+_lifelines: set[Lifeline] = set()
+
+
+def _after_fork() -> None:
+    for lifeline in list(_lifelines):
+        lifeline.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _above(lower: int, fd: int) -> int:

@@ -191,13 +191,9 @@ class WorkerProcess:
         return self.records.last_words(stream.last)
 
     def forget(self) -> None:
-        """In a forked child: let go of the parent's descriptors; above all the lifeline, which would keep the worker
-        alive for as long as this child lives. And of the lanes, so that a call in progress here cannot answer for the
-        parent: it fails at the next look at them."""
+        """In a forked child: let go of the parent's descriptors. And of the lanes, so that a call in progress here
+        cannot answer for the parent: it fails at the next look at them."""
         self.is_parents = True
-        if not self._reaped:  # else the number may be somebody else's by now
-            with contextlib.suppress(OSError):
-                self._lifeline.close()
         for sock in self._sockets():
             sock.close()
         self.unmap()

@@ -170,9 +170,6 @@ class _TemplateProcess:
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's descriptors."""
-        if not self.has_ended:
-            with contextlib.suppress(OSError):
-                self._lifeline.close()
         self._control.close()
 
 
