@@ -96,10 +96,17 @@ def _children() -> Iterator[tuple[int, str]]:
 
 
 def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
+    """The command line of a process; empty for one that has ended."""
+    deadline = time.monotonic() + 1.0
+    while True:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return ""
+        status = _status(pid)
+        # It is empty, too, for a moment after a program was started: whoever started it is told before that is loaded.
+        if words or status is None or status[0] == "Z" or time.monotonic() > deadline:
+            return words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
 
 
 def _processes() -> set[str]:
