@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,25 @@ def test_children_of_a_worker_hold_nothing_of_it(write: Callable[[str, str], Pat
     with atoll.Service(write("family.py", text)) as service:
         assert "atoll-stacks" not in service.descriptors()
         assert any("atoll-stacks" in name for name in service.own())
+
+
+def test_a_worker_that_answers_is_asked_by_several_and_never_looked_into(
+    service: atoll.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for by signal, a process of which threads run Python may crash."""
+    service.nothing()
+    (worker,) = service._pool.workers
+    monkeypatch.setattr("atoll.pool.worker._ANSWER_GRACE", WITHIN)
+    monkeypatch.setattr("atoll.processes.stacks.python_stacks", lambda *_: pytest.fail("it was looked into"))
+    begin = threading.Barrier(8)
+
+    def ask(_: int) -> list[str]:
+        begin.wait(WITHIN)
+        return [worker.stacks() for _ in range(50)]
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(8) as threads:
+        answers = [one for answers in threads.map(ask, range(8)) for one in answers]
+    assert len(answers) == 400
+    assert time.monotonic() - begun < WITHIN  # nobody's answer was taken by another
+    service.nothing()

@@ -117,7 +117,7 @@ class Worker:
         self.ready_at = 0.0
         self.ping_sent_at: float | None = None
         self.pong_at: float | None = None
-        self._told_stacks: Event | None = None
+        self._stacks_wanted: set[Event] = set()  # by everybody who waits for them
         self._stacks = ""
         self._concurrency = concurrency
         self._phase = "start"
@@ -303,8 +303,8 @@ class Worker:
                 process.records.receive(frame.call_id, bytes(frame.payload))
         elif frame.kind == wire.STACKS:
             self._stacks = bytes(frame.payload).decode("utf-8", "replace")
-            if self._told_stacks is not None:
-                self._told_stacks.set()
+            for told in list(self._stacks_wanted):
+                told.set()
         elif frame.kind == wire.RELEASE and len(frame.payload) % wire.RELEASED.size == 0:
             for number, received in wire.RELEASED.iter_unpack(frame.payload):
                 # What was lent is the user's, and so is its destructor: not for the warden's thread.
@@ -363,10 +363,14 @@ class Worker:
 
         if self.process is None:
             return ""
-        told = self._told_stacks = Event()
-        self._send(wire.STACKS, 0)
-        if told.wait(_ANSWER_GRACE):
-            return for_message(self._stacks)
+        told = Event()
+        self._stacks_wanted.add(told)
+        try:
+            self._send(wire.STACKS, 0)
+            if told.wait(_ANSWER_GRACE):
+                return for_message(self._stacks)
+        finally:
+            self._stacks_wanted.discard(told)
         # Its interpreter lock is held: asked for in this way, a process of which threads run Python may crash.
         return for_message(python_stacks(self.process.python_pid, _STACKS_GRACE))
 
