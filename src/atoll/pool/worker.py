@@ -376,11 +376,15 @@ class Worker:
 
     def native_stacks(self) -> str:
         """The native stacks of the worker's threads, for a message; empty if they cannot be had."""
-        from ..processes.stacks import short_stacks
+        from ..processes.stacks import for_message, native_stacks
 
         if self.process is None:
             return ""
-        return short_stacks(self.process.python_pid, native_timeout=_NATIVE_GRACE).native
+        try:
+            # These alone: Python's, asked for by signal, could crash a worker whose call ends after all.
+            return for_message(native_stacks(self.process.python_pid, _NATIVE_GRACE))
+        except OSError:
+            return ""
 
     # -- calls -----------------------------------------------------------------------------------------------
 
