@@ -357,8 +357,12 @@ class Connection:
                     elif deadline is None and naps == 1 and self.on_idle is not None:
                         self.on_idle()
                     naps += 1
-            finally:
+            except ConnectionClosed:
+                raise  # with the flag up: it takes nothing any more, which the other side may ask (`was_taken`)
+            except BaseException:
                 self.end_sleep()
+                raise
+            self.end_sleep()
             frame = self.poll_frame()
             if frame is not None:
                 self.asleep_for = time.monotonic() - began

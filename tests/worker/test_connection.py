@@ -271,6 +271,24 @@ def test_killed_while_asleep(with_lane: bool, spin: bool, size: int) -> None:
 
 
 @WAYS
+@pytest.mark.parametrize("size", [10, 4 << 20])
+def test_one_that_went_by_itself_has_not_taken_what_came_after(with_lane: bool, spin: bool, size: int) -> None:
+    """A server whose socket was closed under it says so to nobody, but that it takes nothing any more."""
+
+    def serve(server: Connection, raw: Raw) -> None:
+        server.reply(wire.RESULT, wire.RAW, server.receive_call()[2])
+        os.close(server.sock.detach())
+        server.receive_call()
+
+    with forked(serve, with_lane, spin) as (client, child):
+        client.exchange(wire.RAW, b"x")
+        assert child.wait() == 0
+        with pytest.raises(ConnectionClosed) as info:
+            client.exchange(wire.RAW, b"x" * size, deadline=time.monotonic() + PATIENCE)
+        assert not client.was_taken(info.value)
+
+
+@WAYS
 def test_killed_in_the_middle_of_a_frame(with_lane: bool, spin: bool) -> None:
     """A frame that breaks off is ConnectionClosed, wherever it breaks off."""
     frame = b"".join(wire.pack(wire.RESULT, wire.RAW, 1, b"x" * 1000, [b"y" * 200_000]))

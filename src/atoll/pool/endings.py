@@ -73,16 +73,9 @@ def raise_broken(pool: Pool, error: BaseException, channel: Channel, attempt: At
         channel.retired = True
         _raise_gone(pool, channel, attempt, error)
     if isinstance(error, ProtocolError):
-        from .lifecycle import Cause
-
         channel.retired = True
-        worker.end(Cause.CRASHED, f"it broke the wire's rules: {error}")
-        raise WorkerDied(
-            pool.service,
-            worker.pid,
-            phase="call",
-            detail=f"it was stopped, since it broke the wire's rules: {error}",
-        ) from error
+        why = worker.broke_rules(error)
+        raise WorkerDied(pool.service, worker.pid, phase="call", detail=f"it was stopped, since {why}") from error
     if conversation.depth <= attempt.depth:
         raise error  # the call was not begun, or had ended
     from .escalation import Escalation

@@ -275,7 +275,10 @@ class Worker:
                 self._handle(frame)
         except BlockingIOError:
             return True
-        except (OSError, ProtocolError):
+        except ProtocolError as error:
+            self.broke_rules(error)
+            return False
+        except OSError:
             return False
         return bool(data)
 
@@ -481,6 +484,12 @@ class Worker:
         self.doom()
         if self.process is not None:
             self.process.kill()
+
+    def broke_rules(self, error: ProtocolError) -> str:
+        """What it sent is not of the wire: kill it without waiting. Returns why, for a message."""
+        why = f"it broke the wire's rules: {error}"
+        self.end(Cause.CRASHED, why)
+        return why
 
     def doom(self) -> None:
         """No further call is to go to it."""
