@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import atoll
+from atoll.pool.options import Cancellation
 from conditions import until
 
 
@@ -171,6 +172,7 @@ def test_a_submitted_call_can_be_cancelled_before_it_begins_and_while_it_runs(tm
         import os
         import time
 
+        open(path + ".begun", "w").close()
         while not os.path.exists(path):
             time.sleep(0.002)
         return path
@@ -181,7 +183,8 @@ def test_a_submitted_call_can_be_cancelled_before_it_begins_and_while_it_runs(tm
     running = wait_for.submit(never)
     waiting = wait_for.submit(never)
     last = wait_for.submit(str(go))
-    until(running.running)  # a moment after its worker was taken
+    until((tmp_path / "never.begun").exists)  # it runs here some moments before it does over there
+    assert running.running()
     assert waiting.cancel()
     assert waiting.cancelled()
     assert not running.done()  # it is another call
@@ -201,6 +204,33 @@ def test_a_submitted_call_can_be_cancelled_before_it_begins_and_while_it_runs(tm
     assert not last.cancelled()
     assert wait_for(str(go)) == str(go)
     assert wait_for.pid == pid  # the worker went on
+
+
+def test_a_call_that_is_cancelled_in_the_moment_it_begins_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever cancels it then finds no call that could be ended; so it must not begin."""
+
+    @atoll.function
+    def note(path: str) -> None:
+        import time
+
+        open(path, "w").close()
+        time.sleep(600)
+
+    begins = Cancellation.begins
+
+    def begins_late(self: Cancellation, *args: Any) -> Any:
+        self.cancel()
+        return begins(self, *args)
+
+    monkeypatch.setattr(Cancellation, "begins", begins_late)
+    made = tmp_path / "made"
+    with pytest.raises(atoll.CallCancelled):
+        note.submit(str(made)).result(60)
+    assert not made.exists()
+    monkeypatch.undo()
+    assert note.status().in_flight == 0
 
 
 def test_map_is_in_order_over_several_iterables_and_the_shortest_ends_it() -> None:

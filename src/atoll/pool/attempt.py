@@ -137,11 +137,14 @@ class Attempt:
         if options is not None and options.cancellation is not None:
             number = channel.call_number + (not self.depth)  # the next one, unless it is within one
             what = f"{self.pool.service}.{self.function}"
-            try:
-                options.cancellation.begins(channel, number | self.depth << 48, what, self.was_cancelled)
-            except CallCancelled:
+            if not options.cancellation.begins(channel, number | self.depth << 48, what):
                 channel.encoder.take_back()  # it will not be sent
-                raise
+                cancelled = self.was_cancelled
+                assert cancelled is not None
+                try:
+                    raise cancelled
+                finally:
+                    del cancelled  # the error's traceback has this frame
 
     def end(self) -> None:
         """It was answered, or never will be."""

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from ..errors import CallCancelled
     from .channel import Channel
     from .dispatcher import _Waiter
     from .escalation import Escalation
@@ -54,18 +53,15 @@ class Cancellation:
         """What it took to end the call; see ``escalation``."""
         return None if self._escalation is None else self._escalation.rung
 
-    def begins(self, channel: Channel, call_id: int, what: str, cancelled: CallCancelled | None) -> None:
-        """The call is about to be sent, with this id.
-
-        Raises:
-            CallCancelled: it was given up before.
-        """
+    def begins(self, channel: Channel, call_id: int, what: str) -> bool:
+        """The call is about to be sent, with this id. False if it was given up before: then it must not be."""
         with self._lock:
-            if cancelled is not None:
-                raise cancelled
+            if self.requested:  # asked here: whoever gives it up after this finds the channel
+                return False
             self._channel = channel
             self._call_id = call_id
             self._what = what
+            return True
 
     def ends(self) -> None:
         """The call has ended."""
