@@ -6,6 +6,7 @@ What does not belong here: anything that knows what atoll is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,11 +56,10 @@ def until_gone(*pids: int, within: float = WITHIN) -> None:
 def children_of(pid: int) -> list[int]:
     """Process ids of the living children of a process."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(word) for word in task.read_text().split()]
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):  # it, or a thread of it, may end at any moment, also while it is listed
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += [int(word) for word in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
     return [one for one in found if not is_gone(one)]
 
 

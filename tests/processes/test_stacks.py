@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,9 +54,10 @@ def holding_the_interpreter_lock():
     collections.deque(itertools.repeat(None), maxlen=0)
 
 def asleep_with_the_interpreter_lock():
+    sleep = ctypes.PyDLL(None).sleep  # once: whoever looks wakes it up, and may look again at once
     say()
     while True:
-        ctypes.PyDLL(None).sleep(600)
+        sleep(600)
 
 def one_of_several():
     time.sleep(600)
@@ -144,13 +146,25 @@ def dump(process: subprocess.Popen[bytes]) -> str:
     return python_stacks(process.pid, WITHIN)
 
 
+def until_in(process: subprocess.Popen[bytes], function: str) -> None:
+    """Wait until its main thread has come to what this function of it is for: it says "ready" a moment before."""
+    lines = SCRIPT.splitlines()
+
+    def has_come() -> bool:
+        innermost = re.search(r", line (\d+) in (\S+)$", dump(process), re.MULTILINE)
+        assert innermost is not None
+        return innermost[2] == function and lines[int(innermost[1]) - 1].strip() != "say()"
+
+    until(has_come)
+
+
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.split("/")[-3])
 @pytest.mark.parametrize(
     "kind", ["sleeping", "busy", "holding_the_interpreter_lock", "asleep_with_the_interpreter_lock"]
 )
 def test_python_stacks_at_any_time(start: Start, kind: str, python: str) -> None:
     process = start(kind, python)
-    until(lambda: f" in {kind}\n" in dump(process))  # it says "ready" a moment before
+    until_in(process, kind)
     text = dump(process)
     lines = text.splitlines()
     assert lines[0].startswith(("Current thread 0x", "Thread 0x"))
@@ -168,7 +182,7 @@ def test_every_thread_is_there(start: Start, python: str) -> None:
 
 def test_asking_two_hundred_times_leaves_nothing(start: Start) -> None:
     process = start("deep")
-    until(lambda: "in sleeping" in dump(process))
+    until_in(process, "sleeping")
     first = dump(process)
     descriptors = os.listdir(f"/proc/{process.pid}/fd")
     ours = len(os.listdir("/proc/self/fd"))
@@ -202,7 +216,7 @@ def _link(pid: int, fd: str) -> str:
 
 def test_several_may_ask_at_once(start: Start) -> None:
     process = start("deep")
-    until(lambda: "in sleeping" in dump(process))
+    until_in(process, "sleeping")
     first = dump(process)
     answers: list[str] = []
 
@@ -246,13 +260,22 @@ def test_nor_are_its_children(start: Start) -> None:
 def test_a_forked_child_offers_its_own(start: Start) -> None:
     process = start("forking")
     (child,) = children_of(process.pid)
-    until(lambda: file_of(child) != file_of(process.pid))
+    until(lambda: len(files_of(child)) == 1 and files_of(child) != files_of(process.pid))
     assert "in forking" in python_stacks(child, WITHIN)
     assert "in forking" in dump(process)
 
 
-def file_of(pid: int) -> int:
-    return os.stat(module._offer(pid) or "").st_ino
+def files_of(pid: int) -> set[str]:
+    """What it holds of files for stacks: while a child that was forked changes to its own, both."""
+    links = [(fd, _link(pid, fd)) for fd in os.listdir(f"/proc/{pid}/fd")]
+    return {_file(pid, fd) for fd, link in links if NAME in link}
+
+
+def _file(pid: int, fd: str) -> str:
+    try:
+        return str(os.stat(f"/proc/{pid}/fd/{fd}").st_ino)
+    except OSError:
+        return "closed"
 
 
 def test_a_stopped_process_is_not_waited_for_and_not_woken(start: Start) -> None:
@@ -362,7 +385,7 @@ def test_native_stacks_by_each_tool(start: Start, tool: str, monkeypatch: pytest
         pytest.skip(f"{tool} is not installed")
     process = start("holding_the_interpreter_lock")
     monkeypatch.setattr(module, "_TOOLS", tools(tool))
-    until(lambda: " in holding_the_interpreter_lock\n" in dump(process))  # it says "ready" a moment before
+    until_in(process, "holding_the_interpreter_lock")
     text = native_stacks(process.pid, 60)
     if "not permitted" in text.splitlines()[0]:
         pytest.skip(text.splitlines()[0])
@@ -433,7 +456,7 @@ def test_gdb_killed_in_the_middle(start: Start, seconds: float, monkeypatch: pyt
 
 def test_short_stacks_keep_the_innermost_frames(start: Start) -> None:
     process = start("deep")
-    until(lambda: "in sleeping" in dump(process))
+    until_in(process, "sleeping")
     short = short_stacks(process.pid, timeout=WITHIN, native_timeout=WITHIN, lines=10)
     lines = short.python.splitlines()
     assert len(lines) <= 10

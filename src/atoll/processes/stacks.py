@@ -30,7 +30,7 @@ from typing import NamedTuple
 from atoll_worker.stacks import NAME, SIGNAL
 
 from ..errors import WorkerError
-from .tree import descendants
+from .tree import children, descendants
 
 # Lines of each kind in an error message.
 SHORT = 40
@@ -224,17 +224,9 @@ def _around(pid: int) -> Iterator[int]:
         one = queue.pop(0)
         yield one
         if _name(one) == "bwrap":
-            queue += _children(one)
+            queue += children(one)
         elif _name(one) == "sh":
-            queue += (child for child in _children(one) if _name(child) == "bwrap")
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError, ValueError):
-            found += [int(word) for word in task.read_text().split()]
-    return found
+            queue += (child for child in children(one) if _name(child) == "bwrap")
 
 
 def _offer(pid: int) -> str | None:
