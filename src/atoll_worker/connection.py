@@ -591,7 +591,12 @@ class Connection:
         words[lane.write_number_word] = number
         lane.fence[(number >> 1) & 1]()
         if words[lane.peer_asleep_word]:
-            self._wake()
+            try:
+                self._wake()
+            except ConnectionClosed:
+                # The answer may arrive all the same, and another call be made: none is taken; see `_sleep_for_frame`.
+                words[lane.my_asleep_word] = 1
+                raise
 
     def close(self) -> None:
         """Close the socket. Idempotent. The lane is unmapped when the connection is collected, not here: another

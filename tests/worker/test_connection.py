@@ -288,6 +288,27 @@ def test_one_that_went_by_itself_has_not_taken_what_came_after(with_lane: bool, 
         assert not client.was_taken(info.value)
 
 
+@pytest.mark.parametrize("spin", [True, False])
+@pytest.mark.parametrize("size", [10, 4 << 20])
+def test_one_that_went_while_it_answered_has_not_taken_what_came_after(spin: bool, size: int) -> None:
+    """As above, where its socket was closed before it answered: the answer in the slot arrives, its wake does not."""
+
+    def serve(server: Connection, raw: Raw) -> None:
+        payload = server.receive_call()[2]
+        os.close(server.sock.detach())
+        server.reply(wire.RESULT, wire.RAW, payload)
+
+    with forked(serve, True, spin) as (client, child):
+        assert client.prepare_sleep()
+        client.send(wire.CALL, wire.RAW, b"x")
+        child.wait()  # by an error: it could not wake the client
+        client.end_sleep()
+        assert client.receive().payload == b"x"
+        with pytest.raises(ConnectionClosed) as info:
+            client.exchange(wire.RAW, b"x" * size, deadline=time.monotonic() + PATIENCE)
+        assert not client.was_taken(info.value)
+
+
 @WAYS
 def test_killed_in_the_middle_of_a_frame(with_lane: bool, spin: bool) -> None:
     """A frame that breaks off is ConnectionClosed, wherever it breaks off."""
