@@ -22,7 +22,7 @@ import pytest
 import atoll
 from atoll import ServiceClient, ServicePool
 from atoll.environments.interpreters import survey
-from conditions import children_of, is_gone, state_of, until, until_gone
+from conditions import WITHIN, children_of, is_gone, state_of, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -449,12 +449,12 @@ def test_health(echo: Path, write: Write, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     with ServicePool(echo, workers=2) as pool:
-        found = pool.health()
+        found = pool.health(WITHIN)
         assert (found["status"], found["service"], found["workers"]) == ("healthy", "echo", 2)
         assert found["pid"] in {one.pid for one in pool.status().workers}
         call = pool.submit({"wait": str(gate)})
         until(lambda: waits_in_call(pool))
-        found = pool.health()
+        found = pool.health(WITHIN)
         assert (found["status"], found["in_flight"], found["queue"]) == ("healthy", 1, 0)
         gate.open("w").close()
         call.result(20)
@@ -464,7 +464,7 @@ def test_health(echo: Path, write: Write, tmp_path: Path) -> None:
         assert found["pid"] is None
         assert "no_such_module_anywhere" in found["error"]
     with ServiceClient(echo, warm=False) as client:
-        assert client.health()["status"] == "healthy"
+        assert client.health(WITHIN)["status"] == "healthy"
         assert children_of(os.getpid()) == []
 
 
@@ -479,7 +479,7 @@ def test_who_gives_no_sign_of_life_is_not_healthy(echo: Path) -> None:
             os.kill(pid, signal.SIGCONT)
         assert found["status"] == "unhealthy"
         assert f"pid {pid}" in found["error"]
-        assert client.health()["status"] == "healthy"
+        assert client.health(WITHIN)["status"] == "healthy"
 
 
 def test_discovery(write: Write, echo: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ import pytest
 import atoll
 import atoll_worker
 from atoll import ServiceClient
-from conditions import until
+from conditions import WITHIN, until
 
 Write = Callable[[str, str], Path]
 
@@ -391,7 +391,7 @@ def test_the_roadmap(write: Write) -> None:
         names = ["Alice", "Bob", "Zoë"]
         said = [one["message"] for one in pool.map({"name": name} for name in names)]
         assert said == [f"Hello {name}!" for name in names]
-        assert pool.health()["status"] == "healthy"
+        assert pool.health(WITHIN)["status"] == "healthy"
     found = ServiceClient.discover("isolated_services")
     assert sorted(found) == ["counting", "greeting"]
     assert list(found["counting"].call_stream({"n": 3})) == [0, 1, 2]
