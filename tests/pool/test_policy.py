@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from atoll.pool.lifecycle import (
     WorkerState,
 )
 from atoll.pool.policy import _DRAIN, Policy
+from atoll.pool.policy import __file__ as policy_file
 
 IDLE = Sample(calls=0, in_flight=0, rss=100, idle_for=0.0, cpu_seconds=1.0, stopped=False, pong_age=None)
 BUSY = IDLE._replace(in_flight=1)
@@ -1042,3 +1045,32 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def test_the_states_can_be_asked_for_while_workers_come_and_go() -> None:
+    """By another thread: here the policy hears of an end between any two steps of it."""
+    for moment in range(1, 1000):
+        made = serving(3)
+        steps = itertools.count(1)
+        struck: list[int] = []
+
+        def strike(frame: FrameType, event: str, _: object) -> Any:
+            if frame.f_code.co_filename != policy_file:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode" and next(steps) == moment:  # noqa: B023
+                struck.append(moment)  # noqa: B023
+                sys.settrace(None)
+                made.ended(2, 1, Cause.CRASHED, "killed")  # noqa: B023
+            return strike
+
+        before = sys.gettrace()
+        sys.settrace(strike)
+        try:
+            found = made.workers
+        finally:
+            sys.settrace(before)
+        assert found.keys() in ({1, 2, 3}, {1, 3, 4})
+        if not struck:
+            return
+    raise AssertionError("it has no end")

@@ -8,8 +8,8 @@
 The rules of this room: everything that decides over a worker's life or the breaker lives here, and nothing else does.
 Nothing here acts, waits, reads a clock or draws a random number: the time of every event is its argument, in seconds
 of ``time.monotonic()``, and randomness is handed in. The states change by the two tables of ``lifecycle`` and in no
-other way; docs/supervision.svg is drawn from them. One thread calls it; only ``refusal`` may be called from any. What
-does not belong here: processes, queues, whose turn it is, and what a caller's deadline does to a worker.
+other way; docs/supervision.svg is drawn from them. One thread calls it; only for ``refusal`` and ``workers`` any may ask.
+What does not belong here: processes, queues, whose turn it is, and what a caller's deadline does to a worker.
 
 What it decides:
 
@@ -372,8 +372,8 @@ class Policy:
 
     @property
     def workers(self) -> dict[int, WorkerState]:
-        """The state of every worker that is not gone, oldest first."""
-        return {one.id: one.state for one in self._workers.values()}
+        """The state of every worker that is not gone, oldest first. From any thread."""
+        return {one.id: one.state for one in tuple(self._workers.values())}
 
     # --- states
 

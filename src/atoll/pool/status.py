@@ -83,10 +83,11 @@ class PoolStatus(NamedTuple):
 def status_of(pool: Pool) -> PoolStatus:
     """How a pool is now."""
     supervisor = pool.supervisor
-    states = supervisor.states()
+    present = supervisor.workers
+    states = supervisor.states()  # afterwards: who is not among them has ended, and is not one that begins
     now = time.monotonic()
     workers = []
-    for worker in supervisor.workers:
+    for worker in present:
         found = usage(worker.process.python_pid) if worker.process is not None else None
         workers.append(
             WorkerStatus(
