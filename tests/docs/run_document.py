@@ -18,10 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from atoll.pool import escalation as ladder
+
 
 def main() -> None:
     """Run the program. If it hangs, say where, before whoever started it gives up."""
     faulthandler.dump_traceback_later(150, exit=True)
+    ladder._INTERRUPTION = 3600.0  # a busy machine costs no worker that is told to end its call
     blocks = json.loads(Path(sys.argv[1]).read_text())
     program, report = sys.argv[2], Path(sys.argv[3])
     printed: dict[int, list[str]] = {}
