@@ -8,7 +8,7 @@
 The rules of this room: everything that decides over a worker's life or the breaker lives here, and nothing else does.
 Nothing here acts, waits, reads a clock or draws a random number: the time of every event is its argument, in seconds
 of ``time.monotonic()``, and randomness is handed in. The states change by the two tables of ``lifecycle`` and in no
-other way; docs/supervision.svg is drawn from them. One thread calls it; only for ``refusal`` and ``workers`` any may ask.
+other way; docs/supervision.svg is drawn from them. One thread calls it; any may ask for ``refusal`` and ``workers``.
 What does not belong here: processes, queues, whose turn it is, and what a caller's deadline does to a worker.
 
 What it decides:
