@@ -34,12 +34,15 @@ def run(tmp_path: Path, body: str, patience: float) -> subprocess.CompletedProce
 
 LEFT = {
     "process": (
-        "kept.append(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)  # forgotten']))",
+        "kept.append(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)  # forgotten']))",
         "# forgotten)",
     ),
     "orphan": (
-        "subprocess.run(['sh', '-c', 'sleep 20.25 >/dev/null 2>&1 &'])",
-        "(sleep 20.25)",
+        # Its parent ends once it is what it is to be: a shell's would still be a shell for a moment.
+        "code = 'import subprocess; out = subprocess.DEVNULL; '\n"
+        'code += \'subprocess.Popen(["sleep", "300.25"], stdout=out, stderr=out)\'\n'
+        "subprocess.run([sys.executable, '-c', code])",
+        "(sleep 300.25)",
     ),
     "descriptor": ("kept.append(os.open('/dev/zero', os.O_RDONLY))", "(/dev/zero)"),
     "lane": (
@@ -47,11 +50,11 @@ LEFT = {
         "fast lane mapped at",
     ),
     "thread": (
-        "threading.Thread(target=time.sleep, args=(3,), name='lost').start()",
+        "threading.Thread(target=threading.main_thread().join, name='lost').start()",
         "thread 'lost'",
     ),
     "daemon thread": (
-        "threading.Thread(target=time.sleep, args=(20,), name='lost', daemon=True).start()",
+        "threading.Thread(target=time.sleep, args=(300,), name='lost', daemon=True).start()",
         ", daemon)",
     ),
 }

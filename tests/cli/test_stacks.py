@@ -33,6 +33,7 @@ def test_both_kinds(tmp_path: Path) -> None:
     file = tmp_path / "idle.py"
     file.write_text(SERVICE)
     with atoll.Service(file) as service:
+        service.nothing()  # it is ready some moments before it serves
         done = run_command(str(service.pid))
         assert done.returncode == 0, done.stderr
         python, native = done.stdout.split("Native stacks")
