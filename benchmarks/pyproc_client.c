@@ -81,7 +81,7 @@ static void *call(void *argument) {
     int64_t end = now() + (int64_t)(self->seconds * 1e9);
     while (connected) {
         int64_t begin = now();
-        if (begin > end) break;
+        if (begin > end && id > 0) break; /* one is made at least, however late it is */
         int head = sprintf(request + 4, "{\"id\":%llu,\"method\":\"%s\",\"body\":", (unsigned long long)++id, self->method);
         size_t length = (size_t)head;
         if (self->bytes) {
