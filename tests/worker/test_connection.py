@@ -186,27 +186,34 @@ def test_would_sleep() -> None:
 
 
 @pytest.mark.parametrize("with_lane", [True, False])
-def test_the_idle_hook_runs_once_per_long_sleep(with_lane: bool) -> None:
-    """``on_idle`` is called when a wait gets long, once; not in short waits, not with a deadline."""
+def test_the_idle_hook_runs_once_per_long_sleep(with_lane: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``on_idle`` is called when a wait gets long, once; not in short waits, not with a deadline. How many naps go by
+    before a frame comes is said here, not left to a peer that may get no processor meanwhile."""
+    monkeypatch.setattr(connections, "_NAPS", (1, 1, 1))
     idle: list[int] = []
+    with both_ends(with_lane) as (client, server):
+        server.on_idle = lambda: idle.append(1)
+        poll = server._poll
+        for naps, has_deadline, times in ((0, False, 0), (1, False, 0), (2, False, 1), (5, False, 1), (5, True, 0)):
+            left = naps
 
-    def serve(server: Connection, _: Raw) -> None:
-        calls: list[int] = []
-        server.on_idle = lambda: calls.append(1)
-        while True:
-            payload = server.receive_call()[2]
-            server.reply(wire.RESULT, wire.RAW, b"%d" % len(calls))
-            if payload == b"reset":
-                calls.clear()
+            def poll_or_call(deadline: float | None, at_most_ms: int) -> bool:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    client.send(wire.CALL, wire.RAW, b"x")
+                return poll(deadline, at_most_ms)
 
-    with forked(serve, with_lane) as (client, child):
-        client.on_idle = lambda: idle.append(1)
-        client.exchange(wire.RAW, b"reset")
-        child.wait_until_asleep()
-        paused = threading.Event()
-        paused.wait(1.0)  # this is what is measured: a peer that says nothing for longer than two naps
-        assert int(client.exchange(wire.RAW, b"")[2]) == 1
-        assert idle == []
+            monkeypatch.setattr(server, "_poll", poll_or_call)
+            if has_deadline:
+                assert server.receive(time.monotonic() + PATIENCE).payload == b"x"
+            else:
+                assert server.receive_call()[2] == b"x"
+            assert left == -1
+            assert len(idle) == times
+            idle.clear()
+            server.reply(wire.RESULT, wire.RAW, b"y")
+            assert client.receive().payload == b"y"
 
 
 # -- many wakes ------------------------------------------------------------------------------------------------------
