@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import atoll
+from atoll.pool import worker as worker_module
 from atoll.processes import start_process, warden
 from atoll.processes.ends import Lifeline
 from atoll.processes.output import Stream, output_reader
@@ -154,6 +155,24 @@ def test_calls_deaths_and_timeouts_without_pidfd(monkeypatch: pytest.MonkeyPatch
     assert pid is not None
     work.close()
     until_gone(pid)
+
+
+def test_how_a_worker_ended_is_known_though_it_is_seen_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warden's thread may get no processor just when the connections of a worker close."""
+
+    @atoll.function
+    def work(what: str) -> str:
+        import os
+
+        if what == "die":
+            os._exit(9)
+        return what
+
+    assert work("x") == "x"
+    monkeypatch.setattr(worker_module, "_END_GRACE", 0.01)
+    warden().post(lambda: time.sleep(0.5))
+    with pytest.raises(atoll.WorkerDied, match="exited with code 9"):
+        work("die")
 
 
 def test_a_worker_whose_end_somebody_else_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from ..processes import (
     sandbox_environ,
     start_process,
     thread_variables,
+    usage,
     warden,
 )
 from .channel import Channel
@@ -47,6 +48,8 @@ logger = logging.getLogger("atoll.pool")
 
 # Seconds for a process that closed its connection to be seen to have ended; else it is ended.
 _END_GRACE = 1.0
+# Seconds for the end of a process to be seen that has ended, or was killed: the warden may get no processor.
+_SEEN = 10.0
 # Seconds a worker gets to say where it is stuck.
 _STACKS_GRACE = 1.0
 # Seconds a worker that is not stuck gets to say where its threads are.
@@ -436,9 +439,9 @@ class Worker:
         process = self.process
         assert process is not None
         detail = self.why
-        if not process.exited.wait(_END_GRACE):
+        if not process.exited.wait(_END_GRACE) and not (_has_ended(process.pid) and process.exited.wait(_SEEN)):
             process.kill()
-            process.exited.wait(_END_GRACE)
+            process.exited.wait(_SEEN)
             detail = "it had closed its connection, and was stopped"
         if phase == "start":
             warden().run(self.drain)  # the last it said may be what it was about to do
@@ -544,6 +547,12 @@ class Worker:
             if len(self.spare) >= len(self.channels):  # else somebody is still in a call
                 process.unmap()
         self.lending.clear()
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process has ended, waited for or not. False where the system does not tell."""
+    found = usage(pid)
+    return usage(os.getpid()) is not None if found is None else found.state in ("Z", "X")
 
 
 def template_for(plan: WorkerPlan, present: Template | None) -> Template | None:
