@@ -43,6 +43,7 @@ class Kept(logging.Handler):
 @pytest.fixture
 def kept() -> Iterator[Kept]:
     """What loggers of workers get, all levels."""
+    drain()  # what workers of earlier tests said
     logger, handler = logging.getLogger("atoll.worker"), Kept()
     before = logger.level
     logger.addHandler(handler)
@@ -94,6 +95,25 @@ def test_a_record_has_what_this_program_gives_its_records(kept: Kept) -> None:
     finally:
         logging.setLogRecordFactory(before)
     assert logging.Formatter("%(request)s %(message)s").format(got) == "r1 loaded"
+
+
+def test_its_time_is_the_workers_however_long_it_takes_to_make_the_record(kept: Kept) -> None:
+    """Also the time since this program began."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = before(*args, **kwargs)
+        time.sleep(0.05)
+        return made
+
+    said = logging.LogRecord("models.sd", 20, "/srv/sd.py", 7, "loaded", None, None)
+    logging.setLogRecordFactory(factory)
+    try:
+        WorkerRecords("s", 1).receive(0, logs.describe(said))
+        (got,) = until(lambda: kept.records)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert got.relativeCreated == pytest.approx(said.relativeCreated, abs=2.0)
 
 
 def test_percent_signs_of_a_message_are_left_alone(kept: Kept) -> None:

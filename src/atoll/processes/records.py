@@ -14,7 +14,6 @@ import contextlib
 import heapq
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -94,9 +93,9 @@ def emit(service: str, pid: int, call_id: int, record: WorkerRecord) -> None:
             logger.name, record.level, record.path, record.line, record.message, None, None, record.function
         )
         made.levelname = record.level_name or made.levelname
+        made.relativeCreated += (record.created - made.created) * 1000
         made.created = record.created
         made.msecs = math.floor(record.created % 1 * 1000)
-        made.relativeCreated += (record.created - time.time()) * 1000
         made.threadName = record.thread
         made.process = pid
         made.exc_text = record.exception or None
