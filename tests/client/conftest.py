@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from client.rungs import ends_at
+from conditions import WITHIN
 
 
 @pytest.fixture
@@ -32,6 +33,13 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What interrupts a call is given all the time it needs: a busy machine costs no worker."""
     ends_at(monkeypatch, "exception")
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a worker ended, and what it said last, is waited for until it is known, on however busy a machine."""
+    monkeypatch.setattr("atoll.pool.worker._END_GRACE", WITHIN)
+    monkeypatch.setattr("atoll.processes.process._LAST_WORDS", WITHIN)
 
 
 class Records(logging.Handler):

@@ -4,10 +4,14 @@ further necessary."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from atoll.pool import escalation
-from conditions import WITHIN
+from atoll.pool.worker import _ANSWER_GRACE, Worker
+from conditions import WITHIN, until
 
 # Seconds. An exception is asked for twice, since there are moments in which it cannot be raised.
 _WAITS = {
@@ -32,3 +36,18 @@ def ends_at(monkeypatch: pytest.MonkeyPatch, rung: str) -> None:
         monkeypatch.setattr(escalation, name, wait)
     for name in ("_STACKS_GRACE", "_NATIVE_GRACE"):
         monkeypatch.setattr(f"atoll.pool.worker.{name}", WITHIN)
+    # A worker that an exception will do for also says by itself where it is.
+    answers = rung in ("cooperative", "exception")
+    monkeypatch.setattr("atoll.pool.worker._ANSWER_GRACE", WITHIN if answers else _ANSWER_GRACE)
+
+
+def not_before(monkeypatch: pytest.MonkeyPatch, condition: Callable[[], Any]) -> None:
+    """Who ends a call looks where it is, and interrupts it, only once this is true: the call has come to where the test
+    wants it by then, however little of the processor its worker got."""
+    look = Worker.stacks
+
+    def stacks(worker: Worker) -> str:
+        until(condition)
+        return look(worker)
+
+    monkeypatch.setattr(Worker, "stacks", stacks)

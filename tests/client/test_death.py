@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import atoll
-from client.rungs import UNHURRIED, ends_at
-from conditions import end, is_gone, start_python, state_of, until, until_gone
+from atoll.pool.worker import Worker
+from client.rungs import UNHURRIED, ends_at, not_before
+from conditions import WITHIN, end, is_gone, start_python, state_of, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -70,6 +71,7 @@ def check(death: atoll.WorkerDied, how: str, phase: str) -> None:
     assert is_gone(death.pid)
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("phase", ["start", "setup"])
 def test_death_before_it_is_ready(write: Write, how: str, phase: str) -> None:
@@ -81,6 +83,7 @@ def test_death_before_it_is_ready(write: Write, how: str, phase: str) -> None:
     assert service.pid is None
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("how", WAYS)
 def test_death_in_a_call(write: Write, how: str) -> None:
     service = atoll.Service(write("mortal.py", SERVICE))
@@ -157,8 +160,8 @@ def test_every_waiting_caller_gets_a_worker_after_a_death(tmp_path: Path) -> Non
     go = tmp_path / "go"
     futures = [step.submit(str(go), number) for number in range(5)]
     go.touch()
-    assert isinstance(futures[0].exception(30), atoll.WorkerDied)
-    assert [future.result(30) for future in futures[1:]] == [1, 2, 3, 4]
+    assert isinstance(futures[0].exception(WITHIN), atoll.WorkerDied)
+    assert [future.result(WITHIN) for future in futures[1:]] == [1, 2, 3, 4]
 
 
 INTERRUPTIBLE = {
@@ -171,9 +174,12 @@ INTERRUPTIBLE = {
 
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("how", INTERRUPTIBLE)
-def test_a_timeout_ends_the_call_and_the_worker_goes_on(how: str) -> None:
+def test_a_timeout_ends_the_call_and_the_worker_goes_on(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @atoll.function
-    def run(code: str) -> dict[str, int]:
+    def run(code: str, begun: str) -> dict[str, int]:
+        open(begun, "w").close()
         here = {"told": 0}
         try:
             exec(code, {})
@@ -184,26 +190,40 @@ def test_a_timeout_ends_the_call_and_the_worker_goes_on(how: str) -> None:
 
     run.start()
     pid = run.pid
+    begun = tmp_path / "begun"
+    not_before(monkeypatch, begun.exists)
     with pytest.raises(atoll.CallTimeout) as caught:
-        run.options(timeout=1)(INTERRUPTIBLE[how])
+        run.options(timeout=1)(INTERRUPTIBLE[how], str(begun))
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.rung == "exception"
     text = str(caught.value)
     assert "run.run did not answer within 1 seconds" in text
     assert f"pid {pid}" in text
     assert "in run" in text  # where it was, also while C code held the interpreter lock
-    assert run("pass") == {"told": 0}
+    assert run("pass", str(begun)) == {"told": 0}
     assert run.pid == pid
 
 
 # Asleep, since what strikes at the jump of an empty loop is not caught by the `try` around it.
-CATCHING = "import time\nwhile True:\n try:\n  while True: time.sleep(600)\n except BaseException: pass"
+CATCHING = """
+import os, time
+while True:
+    try:
+        os.path.exists(begun) or os.mknod(begun)
+        while True: time.sleep(600)
+    except BaseException: pass
+"""
+# In C from before the file is there.
+HOLDING = """
+import itertools, os
+sum(itertools.chain(filter(None, map(os.mknod, [begun])), itertools.repeat(1)))
+"""
 STUCK = {
     # what it does -> what it takes to end it
-    "holding the interpreter lock": ("sum(range(10**13))", "SIGTERM"),
+    "holding the interpreter lock": (HOLDING, "SIGTERM"),
     "catching everything": (CATCHING, "SIGTERM"),
     "catching everything, deaf to signals": (
-        "import signal\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n" + CATCHING,
+        "import signal\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)" + CATCHING,
         "SIGKILL",
     ),
 }
@@ -214,7 +234,7 @@ def test_a_timeout_stops_a_worker_that_cannot_be_interrupted_and_what_it_started
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @atoll.function
-    def run(path: str, code: str) -> None:
+    def run(path: str, code: str, begun: str) -> None:
         import os
         import subprocess
 
@@ -226,7 +246,7 @@ def test_a_timeout_stops_a_worker_that_cannot_be_interrupted_and_what_it_started
         with open(path + ".new", "w") as file:
             file.write(" ".join(str(one.pid) for one in grandchildren))
         os.rename(path + ".new", path)
-        exec(code, {})
+        exec(code, {"begun": begun})
 
     @atoll.function
     def fine() -> str:
@@ -237,12 +257,14 @@ def test_a_timeout_stops_a_worker_that_cannot_be_interrupted_and_what_it_started
     pids = tmp_path / "pids"
     code, rung = STUCK[how]
     ends_at(monkeypatch, rung)
+    begun = tmp_path / "begun"
+    not_before(monkeypatch, begun.exists)
     with pytest.raises(atoll.CallTimeout) as caught:
-        run.options(timeout=2)(str(pids), code)
+        run.options(timeout=1)(str(pids), code, str(begun))
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.rung == rung
     text = str(caught.value)
-    assert "run.run did not answer within 2 seconds" in text
+    assert "run.run did not answer within 1 seconds" in text
     assert f"pid {old}" in text
     assert "in run" in text  # where it was, also while C code held the interpreter lock
     assert old is not None
@@ -321,12 +343,23 @@ def test_a_timeout_in_the_queue_stops_nothing(tmp_path: Path) -> None:
         wait_for.options(timeout=0.1)(str(go))
     pid = wait_for.pid
     go.touch()
-    assert running.result(30) == pid
+    assert running.result(WITHIN) == pid
 
 
 @pytest.mark.parametrize("when", ["start", "setup"])
-def test_start_timeout_says_where_it_was(write: Write, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_timeout_says_where_it_was(
+    write: Write, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends_at(monkeypatch, "SIGKILL")
+    begun = tmp_path / "begun"
+    was_there = []
+    look = Worker.stacks
+
+    def stacks(worker: Worker) -> str:
+        was_there.append(begun.exists())
+        return look(worker)
+
+    monkeypatch.setattr(Worker, "stacks", stacks)
     file = write(
         "slow.py",
         f"""\
@@ -334,7 +367,7 @@ def test_start_timeout_says_where_it_was(write: Write, when: str, monkeypatch: p
         import time
 
         def linger():
-            time.sleep(600)  # lingers here
+            open({str(begun)!r}, "w").close(); time.sleep(600)  # lingers here
 
         if {when == "start"}:
             linger()
@@ -347,13 +380,16 @@ def test_start_timeout_says_where_it_was(write: Write, when: str, monkeypatch: p
             def f(self): return 1
         """,
     )
-    service = atoll.Service(file, start_timeout=3)  # time enough to get there
-    began = time.monotonic()
-    with pytest.raises(atoll.WorkerStartError) as caught:
-        service.start()
-    assert time.monotonic() - began < 60
+    for seconds in (2, 10, 50):  # once there was time enough to get there
+        service = atoll.Service(file, start_timeout=seconds)
+        began = time.monotonic()
+        with pytest.raises(atoll.WorkerStartError) as caught:
+            service.start()
+        assert seconds <= time.monotonic() - began < seconds + 60
+        if was_there[-1]:
+            break
     text = str(caught.value)
-    assert f"was not ready after start_timeout=3 seconds (in phase {when})" in text
+    assert f"was not ready after start_timeout={seconds} seconds (in phase {when})" in text
     assert "lingers here" in text
 
 
@@ -389,7 +425,7 @@ def test_ctrl_c_during_a_call_is_raised_here_and_the_worker_goes_on(write: Write
         until(path.exists)
         worker = int(path.read_text())
         os.kill(host.pid, signal.SIGINT)
-        out, _ = host.communicate(timeout=30)
+        out, _ = host.communicate(timeout=WITHIN)
         assert out == f"interrupted {worker} fine\n"
         assert host.returncode == 0
         until_gone(worker)
