@@ -16,7 +16,7 @@ import numpy
 import pytest
 
 import atoll
-from conditions import is_gone, state_of, until, until_gone
+from conditions import WITHIN, state_of, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -74,14 +74,31 @@ def flag_is_up(service: atoll.Service) -> bool:
     return lane is None or bool(lane.words[lane.peer_asleep_word])
 
 
+def stop(service: atoll.Service, pid: int) -> None:
+    """Stop the one worker while it sleeps."""
+    while True:
+        until(lambda: flag_is_up(service) and state_of(pid) == "S")
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: state_of(pid) == "T")
+        if flag_is_up(service):
+            return
+        # It looks up now and then, and just did.
+        os.kill(pid, signal.SIGCONT)
+        until(lambda: state_of(pid) != "T")
+
+
+def kill_asleep(service: atoll.Service, pid: int) -> None:
+    """Kill the one worker while it sleeps."""
+    stop(service, pid)
+    os.kill(pid, signal.SIGKILL)
+    until_gone(pid)  # a zombie, maybe; its sockets are closed
+
+
 @contextmanager
 def stopped(service: atoll.Service) -> Iterator[int]:
     """The one worker is stopped while it sleeps; at the end it is killed, stopped as it is."""
     pid = service.whoami()
-    until(lambda: flag_is_up(service) and state_of(pid) == "S")
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: state_of(pid) == "T")
-    assert flag_is_up(service)
+    stop(service, pid)
     yield pid
     until(lambda: service.status().in_flight)
     os.kill(pid, signal.SIGKILL)
@@ -98,8 +115,8 @@ def outcomes(service: atoll.Service) -> dict[str, int]:
 
 CALLS: dict[str, Callable[[atoll.Service, Path], Any]] = {
     "plain": lambda service, path: service.note(str(path), "plain"),
-    "options": lambda service, path: service.note.options(timeout=30)(str(path), "plain"),
-    "submitted": lambda service, path: service.note.submit(str(path), "plain").result(30),
+    "options": lambda service, path: service.note.options(timeout=WITHIN)(str(path), "plain"),
+    "submitted": lambda service, path: service.note.submit(str(path), "plain").result(WITHIN),
     "awaited": lambda service, path: asyncio.run(service.note.aio(str(path), "plain")),
     "mapped": lambda service, path: next(iter(service.note.map([str(path)], ["plain"]))),
 }
@@ -157,9 +174,7 @@ def test_workers_that_are_killed_while_idle_fail_no_call(
     with atoll.Service(path, name="frail", restart=FOREVER, breaker=NEVER_OPEN) as service:
         for number in range(12):
             pid = service.whoami()
-            until(lambda: flag_is_up(service) and state_of(pid) == "S")  # noqa: B023
-            os.kill(pid, signal.SIGKILL)
-            until_gone(pid)  # a zombie, maybe; its sockets are closed
+            kill_asleep(service, pid)
             by, length = service.note(str(notes), word) if number % 2 else asyncio.run(service.note.aio(notes, word))
             assert (by != pid, length) == (True, size)
         assert notes.stat().st_size == 12 * (size + 1)
@@ -172,10 +187,7 @@ def test_a_call_that_was_taken_is_made_once(service: atoll.Service, tmp_path: Pa
     notes = tmp_path / "notes"
 
     def answer() -> bytes:
-        pid = service.status().workers[0].pid
-        until(lambda: flag_is_up(service) and state_of(pid) == "S")
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: is_gone(pid))
+        kill_asleep(service, service.status().workers[0].pid)
         return bytes(size)
 
     with pytest.raises(atoll.WorkerDied) as caught:
@@ -189,10 +201,7 @@ def test_a_call_that_was_taken_is_made_once(service: atoll.Service, tmp_path: Pa
 def test_what_needs_this_very_worker_says_that_it_was_not_taken(service: atoll.Service) -> None:
     numbers = iter(service.count(1_000_000))
     assert next(numbers) == 0
-    pid = service.status().workers[0].pid
-    until(lambda: flag_is_up(service) and state_of(pid) == "S")
-    os.kill(pid, signal.SIGKILL)
-    until_gone(pid)
+    kill_asleep(service, service.status().workers[0].pid)
     with pytest.raises(atoll.WorkerDied) as caught:
         list(numbers)
     assert not caught.value.taken
