@@ -609,6 +609,43 @@ def test_without_free_descriptors_those_who_are_there_are_served(python: str, fo
                 one.close()
 
 
+FEW = """\
+import resource
+import sys
+
+from atoll_worker import expose, run_worker
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+
+@expose
+def fail(req):
+    assert "logging" not in sys.modules
+    raise ValueError(req)
+
+
+run_worker()
+"""
+
+
+def test_without_free_descriptors_there_is_none_to_import_by(python: str, folder: Path) -> None:
+    """Neither that no more can be accepted, nor what a function raises, takes anything that was not imported before."""
+    with running(python, FEW, folder) as worker, worker.caller() as first:
+        callers = [worker.caller() for _ in range(60)]
+        try:
+            until(lambda: "no connection can be accepted" in worker.stderr(), what="the lack to be said")
+            assert first.error("fail", 1).startswith("ValueError")
+            assert "fail raised, called by request 1\n" in worker.stderr()
+            for one in callers:
+                one.request("health")
+            for one in callers:
+                assert one.reply()["ok"] is True
+                one.close()
+        finally:
+            for one in callers:
+                one.close()
+
+
 # -- while a call runs ---------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from atoll_worker import wire
 from atoll_worker.errors import DecodeError, EncodeError, ProtocolError
-from atoll_worker.faces.unix_socket import Place, listen
+from atoll_worker.faces.unix_socket import listen
 
 from ..errors import AtollError, CallCancelled, CallTimeout, FunctionNotFound, ManifestError, ServiceClosed
 from ..pool.stream import Stream
@@ -126,10 +126,9 @@ class Server:
         """As ``serve``."""
         loop = asyncio.get_running_loop()
         try:
-            listener = listen(path, "a service")
+            listener, place = listen(path, "a service")
         except OSError as error:
             raise ManifestError(f"--socket {path}: {error.strerror or error}") from None
-        place = Place(path)
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._on_signal, number)

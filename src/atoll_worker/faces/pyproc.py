@@ -84,13 +84,13 @@ def _is_main_thread() -> bool:
 
 def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
     server = Server(table, codec)
+    parent = os.getppid()
     try:
         with _Signals(server):
-            listener = unix_socket.listen(path, "a worker")  # from now on somebody can connect, and also end it
-            place = _Place(path)
+            listener, place = unix_socket.listen(path, "a worker")  # from now on somebody can connect, and also end it
             say("listening at %s, JSON by %s, functions: %s", path, codec.name, ", ".join(sorted(server.functions)))
             try:
-                server.serve(listener, place.is_forgotten)
+                server.serve(listener, lambda: _is_forgotten(place, parent))
             except Stop:
                 pass
             finally:
@@ -100,17 +100,10 @@ def _serve(path: str, table: FunctionTable, codec: Codec) -> None:
         server.close()
 
 
-class _Place(unix_socket.Place):
-    """Where a worker's socket stands, and who started it."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self._parent = os.getppid()
-
-    def is_forgotten(self) -> bool:
-        """Whether nobody can find this worker any more, nor end it: who started it has ended, and the socket is gone,
-        or is that of another. So ends the worker of a program that was killed, once the next one has taken the path."""
-        return os.getppid() != self._parent and not self.is_ours
+def _is_forgotten(place: unix_socket.Place, parent: int) -> bool:
+    """Whether nobody can find a worker any more, nor end it: its parent, who started it, has ended, and its socket is
+    gone, or is another's. So ends the worker of a program that was killed, once the next one has taken the path."""
+    return os.getppid() != parent and not place.is_ours
 
 
 class _Signals:

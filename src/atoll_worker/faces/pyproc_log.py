@@ -12,22 +12,41 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
-    from typing import Optional
+    from typing import Optional, Union
 
 LOG_VARIABLE = "PYPROC_LOG_LEVEL"
 
+_NAME = "atoll_worker.pyproc"
 
-def logger() -> Logger:
+
+def logger() -> Union[Logger, _Plain]:
     """Where it is said."""
-    import logging
+    try:
+        import logging
+    except (OSError, ImportError):  # no descriptor is left to read it by: just what may be to be said
+        return _Plain()
+    return logging.getLogger(_NAME)
 
-    return logging.getLogger("atoll_worker.pyproc")
+
+class _Plain:
+    """In the place of a logger, where there can be none: standard error, as it gets what no handler takes."""
+
+    def error(self, words: str, *details: object) -> None:
+        """As of a logger."""
+        try:
+            os.write(2, f"{words % details}\n".encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass
+
+    warning = error
 
 
 def say(words: str, *details: object) -> None:
     """For who debugs; what happens seldom only, never each call. Imports nothing unless somebody asked."""
     if LOG_VARIABLE in os.environ:
-        logger().debug(words, *details)
+        import logging
+
+        logging.getLogger(_NAME).debug(words, *details)
 
 
 def set_level(name: Optional[str]) -> None:
@@ -44,7 +63,7 @@ def set_level(name: Optional[str]) -> None:
     import logging
 
     try:
-        logger().setLevel(name.upper())
+        logging.getLogger(_NAME).setLevel(name.upper())
     except ValueError:
         raise ValueError(f"{LOG_VARIABLE} is {name!r}; levels are debug, info, warning and error") from None
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # unless there is a handler

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 _BACKLOG = 4096
 
 
-def listen(path: str, who: str) -> socket:
+def listen(path: str, who: str) -> Tuple[socket, Place]:
     """A socket that listens at ``path``, for this user only, in the place of one that was left there by who was killed.
 
     Args:
         path: where.
         who: what errors call those who listen, such as ``"a worker"``.
+
+    Returns:
+        the socket, and where it stands.
 
     Raises:
         OSError: it cannot; ``FileExistsError`` where something stands there that is no socket, or somebody answers.
@@ -41,6 +44,7 @@ def listen(path: str, who: str) -> socket:
             listener.bind(path)
         finally:
             os.umask(before)
+        place = Place(path)  # before anybody finds somebody here, and may put another in its place
         listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError as error:
@@ -54,7 +58,7 @@ def listen(path: str, who: str) -> socket:
     finally:
         if lock >= 0:
             os.close(lock)
-    return listener
+    return listener, place
 
 
 def _lock_folder(path: str) -> int:
@@ -68,17 +72,16 @@ def _lock_folder(path: str) -> int:
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1  # binding says what is wrong, if something is
-    from time import monotonic, sleep
+    from time import sleep
 
-    until = monotonic() + 2.0  # whoever holds it longer is none of ours
-    while True:
+    # Two seconds: whoever holds it longer is none of ours. Counted: in some time all of them may have stood still.
+    for _ in range(400):
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return folder
+            break
         except OSError:
-            if monotonic() > until:
-                return folder
-        sleep(0.005)
+            sleep(0.005)
+    return folder
 
 
 def _clear(path: str, who: str) -> None:
@@ -130,7 +133,7 @@ class Place:
     @property
     def is_ours(self) -> bool:
         """Whether the socket stands there still, and is not another that took its place."""
-        return self._now() == self._identity
+        return self._identity is not None and self._now() == self._identity
 
     def unlink(self) -> None:
         """Remove the socket, unless it is one that took its place meanwhile."""
