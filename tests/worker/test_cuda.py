@@ -159,9 +159,8 @@ def driver(tmp_path: Path) -> Iterator[Any]:
     cuda.use_driver(driver)
     yield driver
     cuda.use_driver(None)
-    gc.collect()
-    assert not driver.opened
-    assert not driver.own
+    # What others gave back is let go of on a thread of its own.
+    until(lambda: gc.collect() is not None and not driver.opened and not driver.own, what="nothing to be left")
 
 
 Start = Callable[..., atoll.Service]
@@ -303,7 +302,8 @@ def test_it_is_unmapped_before_it_is_given_back(driver: Any, service: atoll.Serv
     service.keep(array)
     del array
     service.drop()
-    until(lambda: gc.collect() is not None and not driver.own)
+    until(lambda: gc.collect() is not None and log(driver, "free"))
+    assert not driver.own
     events = [(pid, what) for pid, what, _ in log(driver)]
     worker = service.process_id()
     assert events[0] == (os.getpid(), "synchronize")
@@ -425,12 +425,12 @@ def test_from_one_service_to_another(driver: Any, start: Start) -> None:
     assert len([line for line in log(driver, "open") if line[0] == os.getpid()]) <= 2
     assert first.read(passed) == ("DeviceArray", [1.0, 2.0]), "and home"
     assert [pid for pid, _, _ in log(driver, "export")] == [first.process_id()], "by nobody but who made it, once"
-    for service in (first, second):
-        assert service._pool.workers[0].lending.count <= 2
+    for service in (first, second):  # what is given back comes beside the calls
+        until(lambda service=service: service._pool.workers[0].lending.count <= 2)
     second.drop()
     del passed
     until(lambda: nothing_is_shared(driver, first) and nothing_is_shared(driver, second))
-    assert tuple(first.owned()) == (0, 0)
+    until(lambda: tuple(first.owned()) == (0, 0))
 
 
 def test_a_call_that_fails_gives_back(driver: Any, service: atoll.Service) -> None:
