@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import atoll
+from client.rungs import not_before
 from conditions import until, until_gone
 
 
@@ -29,6 +31,7 @@ def waiting() -> atoll.Function[[str], int]:
         import os
         import time
 
+        open(path + ".begun", "w").close()
         while not os.path.exists(path):
             time.sleep(0.002)
         return os.getpid()
@@ -60,17 +63,45 @@ def test_large_values(run: Any) -> None:
     run(main())
 
 
-def test_the_first_call_does_not_block_the_loop(run: Any) -> None:
-    f = double()
+class Gated:
+    """A service that is ready once its gate is open."""
 
+    def __init__(self, folder: Path) -> None:
+        self._gate = folder / "gate"
+        file = folder / "slow_start.py"
+        file.write_text(
+            "import os, time\n"
+            "from atoll_worker import Service, expose\n"
+            "class Slow(Service):\n"
+            "    def setup(self):\n"
+            f"        while not os.path.exists({str(self._gate)!r}):\n"
+            "            time.sleep(0.005)\n"
+            "    @expose\n"
+            "    def pid(self):\n"
+            "        return os.getpid()\n"
+        )
+        self.service = atoll.Service(file)
+        self.pid = self.service.function("pid")
+
+    def open(self) -> None:
+        self._gate.touch()
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Gated]:
+    made = Gated(tmp_path)
+    yield made
+    made.service.close()
+
+
+def test_the_first_call_does_not_block_the_loop(run: Any, gated: Gated) -> None:
     async def main() -> None:
-        call = asyncio.create_task(f.aio(1))
-        turns = 0
-        while not call.done():
-            await asyncio.sleep(0)
-            turns += 1
-        assert await call == 2
-        assert turns > 10
+        call = asyncio.create_task(gated.pid.aio())
+        for _ in range(100):
+            await asyncio.sleep(0.0001)
+        assert not call.done()
+        gated.open()  # by this very loop: were it blocked, this would not be reached
+        assert await call == gated.service.pid
 
     run(main())
 
@@ -202,26 +233,26 @@ def test_cancelling_a_call_that_waits_for_its_turn_stops_nothing(run: Any, tmp_p
     run(main())
 
 
-def test_cancelling_while_the_worker_starts(run: Any) -> None:
-    f = double()
-
+def test_cancelling_while_the_worker_starts(run: Any, gated: Gated) -> None:
     async def main() -> None:
-        call = asyncio.create_task(f.aio(1))
-        while not f._pool.waiting:
+        call = asyncio.create_task(gated.pid.aio())
+        while not gated.service._pool.waiting:
             await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert await f.aio(2) == 4
+        gated.open()
+        assert await gated.pid.aio() == gated.service.pid
 
     run(main())
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_deadlines(run: Any, tmp_path: Path) -> None:
+def test_deadlines(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     f = waiting()
-    never, go = str(tmp_path / "never"), tmp_path / "go"
+    never, go, begun = str(tmp_path / "never"), tmp_path / "go", tmp_path / "never.begun"
     go.touch()
+    not_before(monkeypatch, begun.exists)
 
     async def main() -> None:
         await asyncio.to_thread(f.start)
@@ -231,12 +262,16 @@ def test_deadlines(run: Any, tmp_path: Path) -> None:
             await f.options(timeout=0.5).aio(never)
         assert caught.value.rung == "exception"
         assert await f.aio(str(go)) == first
+        begun.unlink(missing_ok=True)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(f.aio(never), 0.2)
+        assert await f.aio(str(go)) == first
+        begun.unlink(missing_ok=True)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await f.aio(never)
         assert await f.aio(str(go)) == first
+        begun.unlink(missing_ok=True)
         holder = asyncio.create_task(f.aio(never))
         await until_it_runs(f)
         with pytest.raises(atoll.CallTimeout, match="did not get its turn"):
@@ -354,32 +389,16 @@ def test_closing_ends_a_call_in_progress(run: Any, tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_task_can_be_cancelled_while_its_worker_starts(tmp_path: Path) -> None:
+def test_a_task_can_be_cancelled_while_its_worker_starts(gated: Gated) -> None:
     """At once, and the start goes on: who calls next has its worker."""
-    gate = tmp_path / "gate"
-    service = tmp_path / "slow_start.py"
-    service.write_text(
-        "import os, time\n"
-        "from atoll_worker import Service, expose\n"
-        "class Slow(Service):\n"
-        "    def setup(self):\n"
-        f"        while not os.path.exists({str(gate)!r}):\n"
-        "            time.sleep(0.005)\n"
-        "    @expose\n"
-        "    def pid(self):\n"
-        "        return os.getpid()\n"
-    )
-    with contextlib.ExitStack() as closing:
-        slow = atoll.Service(service)
-        closing.callback(slow.close)
 
-        async def cancelled() -> None:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(slow.function("pid").aio(), 0.05)
+    async def cancelled() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(gated.pid.aio(), 0.05)
 
-        asyncio.run(cancelled())  # ends although the worker cannot be ready yet
-        assert not gate.exists()
-        gate.touch()
-        assert slow.pid is None or isinstance(slow.pid, int)
-        assert slow.call("pid") > 0
-        assert asyncio.run(slow.function("pid").aio()) == slow.call("pid")
+    asyncio.run(cancelled())  # ends although the worker cannot be ready yet
+    gated.open()
+    slow = gated.service
+    assert slow.pid is None or isinstance(slow.pid, int)
+    assert slow.call("pid") > 0
+    assert asyncio.run(gated.pid.aio()) == slow.call("pid")

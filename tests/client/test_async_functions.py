@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import atoll
-from client.rungs import ends_at
+from client.rungs import ends_at, not_before
 from conditions import until
 
 Write = Callable[[str, str], Path]
@@ -188,9 +188,10 @@ def test_context_variables_are_the_calls_own(write: Write, concurrency: int) -> 
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("how", ["task", "submit", "timeout"])
 def test_a_call_that_is_given_up_is_cancelled_over_there(
-    write: Write, run: Run, tmp_path: Path, concurrency: int, how: str
+    write: Write, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, concurrency: int, how: str
 ) -> None:
     begun = tmp_path / "begun"
+    not_before(monkeypatch, begun.exists)
     with atoll.Service(write("s.py", SERVICE), concurrency=concurrency) as service:
         pid = service.call("pid")
         if how == "task":
@@ -212,7 +213,7 @@ def test_a_call_that_is_given_up_is_cancelled_over_there(
             assert cancelled.value.rung in ("cooperative", "exception")
         else:
             with pytest.raises(atoll.CallTimeout) as late:
-                service.wait.options(timeout=1)(str(begun))
+                service.wait.options(timeout=0.3)(str(begun))
             assert late.value.rung in ("cooperative", "exception")
         found: list[str] = []
         until(lambda: found.extend(service.taken()) or "finally" in found)
@@ -222,6 +223,7 @@ def test_a_call_that_is_given_up_is_cancelled_over_there(
 
 def test_what_ignores_that_is_stopped(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_at(monkeypatch, "exception")
+    not_before(monkeypatch, (tmp_path / "a").exists)
     with atoll.Service(write("s.py", SERVICE)) as service:
         pid = service.call("pid")
         with pytest.raises(atoll.CallTimeout) as late:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import atoll
-from client.rungs import UNHURRIED, ends_at
+from atoll.pool.escalation import Escalation
+from client.rungs import UNHURRIED, ends_at, not_before
 from conditions import WITHIN, end, start_python, until, until_gone
 
 Write = Callable[[str, str], Path]
@@ -41,11 +42,15 @@ def sleep(begun):
 
 @expose
 def swallow(begun):
-    "Does not want to end."
+    "Does not want to end. Interrupted twice, it may be so on its way from the inner loop's end to its beginning."
     while True:
         try:
-            open(begun, "w").close()
-            time.sleep(60)
+            while True:
+                try:
+                    open(begun, "w").close()
+                    time.sleep(60)
+                except BaseException:
+                    pass
         except BaseException:
             pass
 
@@ -158,11 +163,17 @@ def begun(tmp_path: Path) -> Path:
     return tmp_path / "begun"
 
 
-def cancelled_by(how: str, function: Any, begun: Path, run: Run) -> BaseException:
+@pytest.fixture
+def once_begun(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call is interrupted before its function has made the file."""
+    not_before(monkeypatch, begun.exists)
+
+
+def cancelled_by(how: str, function: Any, begun: Path) -> BaseException:
     """Call a function that never ends, give the call up once it has begun, and return what is raised."""
     if how == "timeout":
         with pytest.raises(atoll.CallTimeout) as late:
-            function.options(timeout=1)(str(begun))
+            function.options(timeout=0.3)(str(begun))
         return late.value
     call = function.submit(str(begun))
     until(begun.exists)
@@ -175,11 +186,11 @@ def cancelled_by(how: str, function: Any, begun: Path, run: Run) -> BaseExceptio
     return given_up.value
 
 
-@pytest.mark.usefixtures("unhurried")
+@pytest.mark.usefixtures("unhurried", "once_begun")
 @pytest.mark.parametrize("how", ["timeout", "submit"])
-def test_by_an_exception(service: atoll.Service, begun: Path, run: Run, how: str) -> None:
+def test_by_an_exception(service: atoll.Service, begun: Path, how: str) -> None:
     pid = service.call("pid")
-    error = cancelled_by(how, service.sleep, begun, run)
+    error = cancelled_by(how, service.sleep, begun)
     assert error.rung == "exception"  # type: ignore[attr-defined]
     assert Path(f"{begun}.finally").exists()
     assert service.call("pid") == pid
@@ -188,6 +199,7 @@ def test_by_an_exception(service: atoll.Service, begun: Path, run: Run, how: str
         assert "goes on" in str(error)
 
 
+@pytest.mark.usefixtures("once_begun")
 def test_code_that_looks_is_told(polite: atoll.Service, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = polite.call("pid")
     ends_at(monkeypatch, "cooperative")
@@ -213,6 +225,7 @@ def test_code_that_looks_is_told(polite: atoll.Service, begun: Path, monkeypatch
     assert polite.call("pid") == pid
 
 
+@pytest.mark.usefixtures("once_begun")
 def test_only_the_call_within_is_told(polite: atoll.Service, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that a callback made is late; the one around it goes on, and so does the next one within."""
     rungs = []
@@ -226,6 +239,7 @@ def test_only_the_call_within_is_told(polite: atoll.Service, begun: Path, monkey
             rungs.append(late.value.rung)
             assert polite.now() is False
         ends_at(monkeypatch, "exception")
+        begun.unlink()
         with pytest.raises(atoll.CallTimeout) as late:
             polite.impolite.options(timeout=0.5)(str(begun))
         rungs.append(late.value.rung)
@@ -246,12 +260,12 @@ def test_an_answer_after_all(service: atoll.Service, begun: Path) -> None:
     assert (cancelled.value.rung, cancelled.value.result) == ("exception", "an answer after all")
 
 
+@pytest.mark.usefixtures("once_begun")
 @pytest.mark.parametrize("how", ["timeout", "submit"])
 @pytest.mark.parametrize(("name", "rung"), [("swallow", "SIGTERM"), ("native", "SIGTERM"), ("native_deaf", "SIGKILL")])
 def test_by_a_signal(
     service: atoll.Service,
     begun: Path,
-    run: Run,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     how: str,
@@ -261,7 +275,7 @@ def test_by_a_signal(
     ends_at(monkeypatch, rung)
     pid = service.call("pid")
     with caplog.at_level(logging.WARNING, "atoll"):
-        error = cancelled_by(how, service.function(name), begun, run)
+        error = cancelled_by(how, service.function(name), begun)
     assert error.rung == rung  # type: ignore[attr-defined]
     until_gone(pid)
     assert service.call("pid") != pid
@@ -315,7 +329,7 @@ def test_all_that_it_started_ends_too(service: atoll.Service, begun: Path) -> No
     assert service.echo(1) == 1
 
 
-@pytest.mark.usefixtures("unhurried")
+@pytest.mark.usefixtures("unhurried", "once_begun")
 def test_calling_back_while_being_ended(service: atoll.Service, begun: Path) -> None:
     called: list[int] = []
     call = service.call_back_in_finally.submit(str(begun), lambda: called.append(1))
@@ -352,7 +366,7 @@ def test_after_it_ended(service: atoll.Service) -> None:
     assert not call.cancelled()
 
 
-@pytest.mark.usefixtures("unhurried")
+@pytest.mark.usefixtures("unhurried", "once_begun")
 def test_the_task_of_a_call(service: atoll.Service, begun: Path, run: Run) -> None:
     async def main() -> None:
         task = asyncio.create_task(service.sleep.aio(str(begun)))
@@ -363,8 +377,10 @@ def test_the_task_of_a_call(service: atoll.Service, begun: Path, run: Run) -> No
         assert await service.echo.aio(1) == 1
         assert Path(f"{begun}.finally").exists()
         assert await service.function("pid").aio() == pid
+        begun.unlink()
         with pytest.raises(atoll.CallTimeout):
             await service.sleep.options(timeout=0.1).aio(str(begun))
+        begun.unlink(missing_ok=True)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await service.sleep.aio(str(begun))
@@ -392,8 +408,18 @@ def test_a_loop_that_is_closed_under_its_call(service: atoll.Service, begun: Pat
     assert len(dispatcher.idle) == len(set(map(id, dispatcher.idle))) == 1
 
 
-def test_cancelled_again_while_it_ends(service: atoll.Service, begun: Path, run: Run) -> None:
+def test_cancelled_again_while_it_ends(
+    service: atoll.Service, begun: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a late call is being ended, its task is cancelled."""
+    given_up = threading.Event()
+    climb = Escalation._climb
+
+    def climb_then(self: Escalation) -> None:
+        given_up.wait(WITHIN)  # or it might have ended before
+        climb(self)
+
+    monkeypatch.setattr(Escalation, "_climb", climb_then)
 
     async def main() -> None:
         task = asyncio.create_task(service.swallow.options(timeout=0.1).aio(str(begun)))
@@ -401,6 +427,7 @@ def test_cancelled_again_while_it_ends(service: atoll.Service, begun: Path, run:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        given_up.set()
         assert await service.echo.aio(1) == 1
 
     run(main())
@@ -412,6 +439,13 @@ HOST = f"""\
     import os, signal, sys, threading
     import atoll
     {UNHURRIED}
+
+    class Told(ladder.Escalation):
+        def _run(self):
+            print("being ended", flush=True)
+            super()._run()
+
+    ladder.Escalation = Told
 
     begun = sys.argv[2]
     with atoll.Service(sys.argv[1]) as service:
@@ -432,6 +466,7 @@ def test_ctrl_c(write: Write, begun: Path) -> None:
         assert host.stdout.readline().startswith("pid")
         until(begun.exists)
         os.kill(host.pid, signal.SIGINT)
+        assert host.stdout.readline() == "being ended\n"
         assert host.stdout.readline() == "interrupted\n"
         assert host.stdout.readline() == "same\n"
         assert host.wait(WITHIN) == 0
@@ -448,10 +483,8 @@ def test_ctrl_c_twice(write: Write, begun: Path) -> None:
         assert host.stdout is not None
         pid = int(host.stdout.readline().split()[1])
         until(begun.exists)
-        threads = Path(f"/proc/{host.pid}/task")
-        before = len(list(threads.iterdir()))
         os.kill(host.pid, signal.SIGINT)
-        until(lambda: len(list(threads.iterdir())) > before)  # the call is being ended
+        assert host.stdout.readline() == "being ended\n"
         os.kill(host.pid, signal.SIGINT)
         assert host.stdout.readline() == "interrupted\n"
         until_gone(pid)

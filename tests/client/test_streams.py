@@ -17,6 +17,7 @@ import numpy
 import pytest
 
 import atoll
+from client.deadlines import pass_once
 from conditions import until
 
 Write = Callable[[str, str], Path]
@@ -104,8 +105,9 @@ def texts(n, size):
         yield "x" * size
 
 @expose
-def hanging():
+def hanging(begun):
     yield 1
+    open(begun, "w").close()
     time.sleep(60)
 
 @expose
@@ -423,18 +425,23 @@ def test_the_worker_dies(service: atoll.Service, run: Run) -> None:
     run(main())
 
 
-def test_the_timeout_is_of_each_batch(service: atoll.Service, run: Run) -> None:
-    stream = service.hanging.options(timeout=0.3)()
+def test_the_timeout_is_of_each_batch(
+    service: atoll.Service, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    pass_once(monkeypatch, begun.exists)
+    stream = service.hanging.options(timeout=0.3)(str(begun))
     assert next(stream) == 1
     with pytest.raises(atoll.CallTimeout):
         next(stream)
     assert list(stream) == []
     assert list(service.count(2)) == [0, 1]
+    begun.unlink()
 
     async def main() -> None:
         found = []
         with pytest.raises(atoll.CallTimeout):
-            await collect_async(service.hanging.options(timeout=0.3).aio(), found)
+            await collect_async(service.hanging.options(timeout=0.3).aio(str(begun)), found)
         assert found == [1]
 
     run(main())
