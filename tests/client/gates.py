@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conditions import WITHIN
+
 GATED = '''\
 import os, sys, time
 from pathlib import Path
@@ -136,5 +138,5 @@ class Callers:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(WITHIN)
         assert not any(thread.is_alive() for thread in self._threads), "a caller hangs"

@@ -17,7 +17,8 @@ import pytest
 
 import atoll
 from client.gates import Callers, Gates
-from conditions import is_gone, until, until_gone
+from client.rungs import ends_at, not_before
+from conditions import WITHIN, is_gone, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -69,12 +70,14 @@ def test_others_serve_while_one_is_replaced(gates: Gates) -> None:
         atoll.Service(gates.file, workers=2, **gates.options) as service,
         Callers(4, service.whoami) as callers,
     ):
+        victims: set[int] = set()
         for _ in range(4):
-            until(lambda: len(ready(service)) == 2)
+            until(lambda: len({*ready(service)} - victims) == 2)
             victim = service.whoami()
+            victims.add(victim)
             os.kill(victim, signal.SIGKILL)
-            until_gone(victim)
-        until(lambda: len(ready(service)) == 2)
+            until_gone(victim)  # which the pool may not have seen yet
+        until(lambda: len({*ready(service)} - victims) == 2)
         before = len(callers.results)
         until(lambda: len(callers.results) > before + 100)
     assert {type(error) for error in callers.errors} <= {atoll.WorkerDied}
@@ -83,21 +86,30 @@ def test_others_serve_while_one_is_replaced(gates: Gates) -> None:
 
 def test_out_of_memory_is_a_reason_of_its_own(gates: Gates) -> None:
     with atoll.Service(gates.file, memory="150MB", **gates.options) as service:
+
+        def hold_too_much() -> None:
+            for _ in range(12):
+                service.grow(20_000_000)
+            service.hold()  # until it is seen
+
         with pytest.raises(atoll.WorkerOutOfMemory):
-            list(service.grow.map([20_000_000] * 100))
+            hold_too_much()
         assert service.whoami() == service.pid
         assert restarts(service) == {"out of memory": 1}
 
 
-def test_what_a_deadline_ends_is_replaced_and_not_counted_as_a_failure(gates: Gates) -> None:
+def test_what_a_deadline_ends_is_replaced_and_not_counted_as_a_failure(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stubborn = """\
         import time
         from atoll_worker import expose
 
         @expose
-        def stay():
+        def stay(begun):
             while True:
                 try:
+                    open(begun, "w").close()
                     time.sleep(60)
                 except BaseException:
                     pass
@@ -109,9 +121,12 @@ def test_what_a_deadline_ends_is_replaced_and_not_counted_as_a_failure(gates: Ga
     file = gates.folder / "stubborn.py"
     file.write_text("\n".join(line[8:] for line in stubborn.splitlines()))
     with atoll.Service(file, breaker={"failures": 1}, restart={"max_restarts": 0}) as service:
+        ends_at(monkeypatch, "SIGTERM")
         for number in range(2):
+            begun = gates.folder / f"begun{number}"
+            not_before(monkeypatch, begun.exists)
             with pytest.raises(atoll.CallTimeout, match="was stopped"):
-                service.stay.options(timeout=0.2)()
+                service.stay.options(timeout=0.2)(str(begun))
             assert service.echo(number) == number
         assert restarts(service) == {}
 
@@ -187,7 +202,7 @@ def test_pauses_between_restarts_double_until_the_breaker_opens(fragile: Fragile
         with pytest.raises(atoll.CircuitOpen):
             asyncio.run(service.whoami.aio())
         with pytest.raises(atoll.CircuitOpen):
-            service.whoami.submit().result(30)
+            service.whoami.submit().result(WITHIN)
         with pytest.raises(atoll.CircuitOpen):
             list(service.whoami.map([1]))
         assert len(fragile.starts) == 5
@@ -205,7 +220,7 @@ def test_half_open_tries_one_and_recovers(fragile: Fragile) -> None:
     )
     with service:
         fragile.breaks()
-        for pid in ready(service):
+        for pid in until(lambda: len(ready(service)) == 2 and ready(service)):
             os.kill(pid, signal.SIGKILL)
         until(lambda: service.status().state == "open")
         failed = len(fragile.starts)
@@ -274,7 +289,7 @@ def test_a_stopped_worker_is_found(gates: Gates, when: str) -> None:
         until_gone(first)
         gates.open()
         if call is not None:
-            death = call.exception(30)
+            death = call.exception(WITHIN)
             assert isinstance(death, atoll.WorkerDied)
             assert "no answer for" in str(death)
         until(lambda: ready(service))
@@ -284,17 +299,17 @@ def test_a_stopped_worker_is_found(gates: Gates, when: str) -> None:
 
 def test_a_call_that_holds_the_interpreter_lock_in_c_is_left_alone(gates: Gates) -> None:
     """It answers no ping for much longer than three intervals, but it works."""
-    with atoll.Service(gates.file, health_interval=0.2, **gates.options) as service:
+    with atoll.Service(gates.file, health_interval=0.4, **gates.options) as service:
         first = service.pid
-        assert service.burn(60_000_000) == (first, 60_000_000 * 59_999_999 // 2)
+        assert service.burn(120_000_000) == (first, 120_000_000 * 119_999_999 // 2)
         assert service.pid == first
         assert restarts(service) == {}
 
 
 def test_a_worker_that_sleeps_in_a_call_answers_beside_it(gates: Gates) -> None:
-    with atoll.Service(gates.file, health_interval=0.2, **gates.options) as service:
+    with atoll.Service(gates.file, health_interval=0.5, **gates.options) as service:
         first = service.pid
-        service.sleep(1.2)
+        service.sleep(2.5)
         assert service.whoami() == first
 
 
@@ -346,7 +361,7 @@ def test_calling_again_awaited_submitted_and_mapped(twice: atoll.Service, tmp_pa
     assert asyncio.run(again.aio(2)) == 2
     for death in tmp_path.glob("death-*"):
         death.unlink()
-    assert again.submit(1).result(30) == 1
+    assert again.submit(1).result(WITHIN) == 1
     for death in tmp_path.glob("death-*"):
         death.unlink()
     assert list(again.map([1, 2])) == [1, 2]
@@ -398,7 +413,7 @@ def test_all_who_wait_are_told(write: Write) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(WITHIN)
     assert [type(error) for error in errors] == [atoll.WorkerStartError] * 8
 
 
@@ -438,7 +453,7 @@ def test_killed_while_it_starts(gates: Gates, tmp_path: Path) -> None:
     mark = tmp_path / "starting"
     until(lambda: mark.exists() and mark.read_text())
     os.kill(int(mark.read_text()), signal.SIGKILL)
-    error = call.exception(30)
+    error = call.exception(WITHIN)
     assert error is None or isinstance(error, atoll.WorkerDied)
     assert service.whoami() == service.pid
     assert is_gone(int(mark.read_text()))
