@@ -17,6 +17,7 @@ import pytest
 
 import atoll
 from atoll.pool import escalation
+from client.rungs import not_before
 from conditions import WITHIN, is_gone, until
 
 Write = Callable[[str, str], Path]
@@ -38,7 +39,7 @@ def meet(n):
     "Returns once n calls are in here."
     with lock:
         barrier = barriers.setdefault(n, threading.Barrier(n))
-    barrier.wait(30)
+    barrier.wait(60)
     return os.getpid(), threading.get_ident()
 
 @expose
@@ -132,7 +133,7 @@ def test_the_worker_with_the_fewest_calls_is_next(write: Write, tmp_path: Path) 
                 counts = [worker.in_flight for worker in service.status().workers]
                 assert counts == [(i + 1) // 2] * 2
         gate.touch()
-        pids = [call.result(30) for call in calls]
+        pids = [call.result(WITHIN) for call in calls]
         assert sorted(pids.count(pid) for pid in set(pids)) == [2, 2]
 
 
@@ -140,7 +141,7 @@ def test_callbacks_from_all_of_them(service: atoll.Service) -> None:
     barrier = threading.Barrier(4)
 
     def callback(x: int) -> int:
-        barrier.wait(30)
+        barrier.wait(WITHIN)
         return service.echo(x) + 100  # type: ignore[no-any-return]
 
     assert in_threads(4, lambda i: service.apply(callback, i)) == [100, 101, 102, 103]
@@ -158,19 +159,23 @@ def test_progress_arrives_at_its_own_call(service: atoll.Service) -> None:
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_a_timeout_of_one_does_not_disturb_the_others(service: atoll.Service, tmp_path: Path) -> None:
+def test_a_timeout_of_one_does_not_disturb_the_others(
+    service: atoll.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid = service.call("pid")
     gate = tmp_path / "gate"
     begun = [tmp_path / f"begun{i}" for i in range(2)]
     calls = [service.hold.submit(str(path), str(gate)) for path in begun]
     for path in begun:
         until(path.exists)
+    spinning = tmp_path / "spinning"
+    not_before(monkeypatch, spinning.exists)
     with pytest.raises(atoll.CallTimeout) as late:
-        service.spin.options(timeout=0.2)(str(tmp_path / "spinning"))
+        service.spin.options(timeout=0.2)(str(spinning))
     assert late.value.rung == "exception"
     assert service.echo(1) == 1
     gate.touch()
-    assert [call.result(30) for call in calls] == [pid, pid]
+    assert [call.result(WITHIN) for call in calls] == [pid, pid]
 
 
 def test_a_worker_that_is_being_ended_gets_no_further_calls(

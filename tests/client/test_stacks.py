@@ -15,7 +15,7 @@ import pytest
 
 import atoll
 from atoll.processes.stacks import python_stacks, short_stacks, stacks
-from client.rungs import ends_at
+from client.rungs import ends_at, not_before
 from conditions import WITHIN, until
 
 SERVICE = """\
@@ -88,10 +88,13 @@ def test_a_timeout_says_where_it_was_also_in_code_that_holds_the_interpreter_loc
     service: atoll.Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends_at(monkeypatch, "SIGTERM")
+    pid = service.pid or 0
+    not_before(monkeypatch, lambda: "in hold\n" in python_stacks(pid, WITHIN))
     with pytest.raises(atoll.CallTimeout, match=r'It was here:[^`]*standing\.py", line \d+ in hold'):
         service.hold.options(timeout=1)()
 
 
+@pytest.mark.usefixtures("known")
 def test_a_crash_says_where_it_was(service: atoll.Service) -> None:
     with pytest.raises(atoll.WorkerDied) as caught:
         service.crash()
@@ -100,6 +103,7 @@ def test_a_crash_says_where_it_was(service: atoll.Service) -> None:
     assert any(line.endswith(" in crash") and "standing.py" in line for line in caught.value.stderr)
 
 
+@pytest.mark.usefixtures("known")
 def test_a_crash_in_the_depth_says_where_it_was(write: Callable[[str, str], Path]) -> None:
     text = """\
         import ctypes, sys
