@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import pty
@@ -196,7 +197,7 @@ def answer_of(port: int) -> tuple[int, int, int] | None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
             one, two, three = map(int, answer.read().split())
             return one, two, three
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
 
 

@@ -15,9 +15,18 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 _PARTS = {"services", "nodes"}  # folders of what programs load
 
-# As ``python PROGRAM``, but that a busy machine costs none of them a worker that is told to end its call.
-_RUN = f"{UNHURRIED}; import os, runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = os.path.dirname(sys.argv[0])"
-_RUN += "; runpy.run_path(sys.argv[0], run_name='__main__')"
+# As ``python PROGRAM``, but that a busy machine costs none of them a worker that is told to end its call, nor what one
+# said last.
+_RUN = f"""
+{UNHURRIED}
+import atoll.processes.process as process
+process._LAST_WORDS = 60.0
+
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 SAYS = {
     "two_numpys.py": ["made with numpy 1.26.4, summed with numpy 2.", "66.0 of (4, 3)"],
