@@ -178,18 +178,24 @@ def test_no_limits_are_false() -> None:
 
 
 def grow(step: int, pause: float, in_a_child: bool) -> None:
-    """Hold more and more memory, without end."""
+    """Hold more and more memory, up to a hundred steps: less than the limit of data, which would be an error of its own
+    if the watch got no processor meanwhile."""
     import subprocess
     import sys
     import time
 
     if in_a_child:
-        code = f"import time\nheld = []\nwhile True:\n    held.append(b'x' * {step})\n    time.sleep({pause})"
+        code = (
+            "import time\nheld = []\n"
+            f"for _ in range(100):\n    held.append(b'x' * {step})\n    time.sleep({pause})\n"
+            "time.sleep(600)"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)
     held = []
-    while True:
+    for _ in range(100):
         held.append(b"x" * step)
         time.sleep(pause)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize("sandbox", SANDBOXES, ids=["plain", "sandboxed"])
