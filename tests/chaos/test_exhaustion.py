@@ -10,13 +10,16 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import atoll
-from conditions import children_of, is_gone, until, until_gone
+from atoll.processes import tree_memory, warden
+from conditions import children_of, is_gone, state_of, until, until_gone
 from storm import TIRELESS, Storm, check_healthy, seconds
 
 Oracle = Callable[..., atoll.Service]
@@ -51,6 +54,10 @@ def test_memory_bombs(oracle: Oracle) -> None:
         until(lambda: len(bombs) >= 3, 60)
     # By a limit of the address space, Python itself may raise.
     assert all(isinstance(error, (atoll.WorkerOutOfMemory, MemoryError)) for error in bombs)
+    # Then its answer is here before it has let go of what it holds, for which it may still be killed.
+    until(lambda: all(tree_memory(one.pid) < 100_000_000 for one in service._pool.supervisor.workers))
+    warden().run(lambda: None)  # whoever was looked at just then
+    until(lambda: not any(one.process and one.process.out_of_memory for one in service._pool.supervisor.workers))
     calm(service, 2)
 
 
@@ -59,10 +66,15 @@ def test_memory_bombs(oracle: Oracle) -> None:
 
 def test_a_worker_without_a_file_left(oracle: Oracle) -> None:
     """It has its connections already, so it goes on answering; what it cannot do is its own."""
-    service = oracle(workers=1, open_files=64, health_interval=0.2, **TIRELESS)
+    service = oracle(workers=1, open_files=64, **TIRELESS)
     count, number = service.exhaust()
     assert 0 < count < 64
     assert number == errno.EMFILE
+    (worker,) = service._pool.workers
+    for _ in range(3):
+        asked = time.monotonic()
+        warden().run(worker.ping)
+        until(lambda asked=asked: (worker.pong_at or 0.0) >= asked)
     for question in range(50):
         assert service.answer(question) == answered(question)
     assert service.ask_back(1, lambda one: one) == 15
@@ -192,13 +204,22 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
+def sleeps(pid: int) -> bool:
+    """Whether it is the program that sleeps, and not a shell that is about to start it."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("ending", ["killed", "died", "closed", "deadline", "deadline, in sessions of their own"])
 def test_a_fork_bomb(oracle: Oracle, ending: str) -> None:
     """50 grandchildren with children, deaf to polite signals: gone with their worker, however it ends."""
     service = oracle(workers=1, **TIRELESS)
     pid = service.whoami()
     service.breed(50, "sessions" in ending)
-    born = until(lambda: (found := descendants_of(pid)) and len(found) >= 100 and found, 30)
+    # All of them: what one of them started while it is ended would be nobody's.
+    born = until(lambda: (found := descendants_of(pid)) and sum(map(sleeps, found)) == 100 and found)
     assert not any(is_gone(one) for one in born)
     if ending == "killed":
         os.kill(pid, signal.SIGKILL)
@@ -208,6 +229,9 @@ def test_a_fork_bomb(oracle: Oracle, ending: str) -> None:
     elif ending == "closed":
         service.close()
     else:
+        # From here: one that gets no processor before the deadline would hear of that before it stopped itself.
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: state_of(pid) == "T")
         with pytest.raises(atoll.CallTimeout):
             service.function("die").options(timeout=0.2)(1, "stop")
     until_gone(pid, *born)

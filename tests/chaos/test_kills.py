@@ -36,21 +36,32 @@ def calm(service: atoll.Service, workers: int = WORKERS) -> None:
     check_healthy(service, service.answer, workers, answered)
 
 
+def kill_until(service: atoll.Service, storm: Storm, raised: str, for_seconds: float, every: float = 0.05) -> None:
+    """Kill workers for so long, and on until a call was hit by that: which is chance, and so is how many calls there
+    were on a busy machine."""
+    torment(service, signal.SIGKILL, for_seconds, every)
+
+    def was_hit() -> bool:
+        return bool(storm.wrong or (storm.right and storm.raised[raised]))
+
+    until(lambda: was_hit() or torment(service, signal.SIGKILL, 0.3, every) < 0)
+
+
 @pytest.mark.stress
 def test_a_worker_killed_every_50_ms(oracle: Oracle) -> None:
     service = oracle(workers=WORKERS, **TIRELESS)
     service.start()
     with Storm(service.answer, expected=answered).around() as storm:
         killed = torment(service, signal.SIGKILL, SECONDS)
+        kill_until(service, storm, "WorkerDied", 0)
     assert killed > 5  # it would be 20 a second, and is fewer on a busy machine
-    assert storm.raised["WorkerDied"] > 0
     calm(service)
 
 
 @pytest.mark.stress
 def test_a_worker_stopped_again_and_again(oracle: Oracle) -> None:
     """SIGSTOP: the health check finds it, since the worker neither answers nor ends."""
-    service = oracle(workers=WORKERS, health_interval=0.2, **TIRELESS)
+    service = oracle(workers=WORKERS, health_interval=1, **TIRELESS)
     service.start()
     with Storm(service.answer, expected=answered).around() as storm:
         stopped = torment(service, signal.SIGSTOP, seconds(12), every=0.5)
@@ -75,6 +86,7 @@ def test_calls_that_end_their_worker(oracle: Oracle, how: str) -> None:
     pause = threading.Event()
     with Storm(ask, expected=answered).around() as storm:
         pause.wait(seconds(4))
+        until(lambda: storm.wrong or storm.raised["WorkerDied"])
     assert 0 < next(deaths) <= storm.raised["WorkerDied"]
     calm(service)
 
@@ -83,8 +95,7 @@ def test_several_calls_of_a_worker_at_a_time(oracle: Oracle) -> None:
     service = oracle(workers=2, concurrency=4, **TIRELESS)
     service.start()
     with Storm(service.answer, expected=answered).around() as storm:
-        torment(service, signal.SIGKILL, seconds(6))
-    assert storm.raised["WorkerDied"] > 0
+        kill_until(service, storm, "WorkerDied", seconds(6))
     calm(service, 2)
 
 
@@ -96,8 +107,7 @@ def test_callbacks_under_kills(oracle: Oracle) -> None:
         return service.ask_back(question, lambda number: number + 1)
 
     with Storm(ask, expected=lambda question: 5 * question + 15).around() as storm:
-        torment(service, signal.SIGKILL, seconds(6))
-    assert storm.raised["WorkerDied"] > 0
+        kill_until(service, storm, "WorkerDied", seconds(6))
     calm(service)
 
 
@@ -119,8 +129,7 @@ def test_streams_under_kills(oracle: Oracle) -> None:
         return len(taken) == (20 if question % 3 == 1 else 300)
 
     with Storm(ask, expected=lambda question: True).around() as storm:
-        torment(service, signal.SIGKILL, seconds(6))
-    assert storm.raised["WorkerDied"] > 0
+        kill_until(service, storm, "WorkerDied", seconds(6))
     calm(service)
 
 
@@ -163,12 +172,11 @@ def test_cancellations_under_kills(oracle: Oracle) -> None:
                 return call.result(0.005)
             except TimeoutError:
                 call.cancel()
-        return call.result(20)
+        return call.result(60)
 
     allowed = (atoll.WorkerDied, atoll.CallCancelled)
     with Storm(ask, allowed=allowed).around() as storm:
-        torment(service, signal.SIGKILL, seconds(6), every=0.1)
-    assert storm.raised["CallCancelled"] > 0
+        kill_until(service, storm, "CallCancelled", seconds(6), every=0.1)
     calm(service)
 
 
@@ -181,8 +189,7 @@ def test_deadlines_under_kills(oracle: Oracle) -> None:
         return spin(question, 0.2 if question % 10 == 0 else 0.001)
 
     with Storm(ask, callers=4, allowed=(atoll.WorkerDied, atoll.CallTimeout)).around() as storm:
-        torment(service, signal.SIGKILL, seconds(6), every=0.2)
-    assert storm.raised["CallTimeout"] > 0
+        kill_until(service, storm, "CallTimeout", seconds(6), every=0.2)
     calm(service)
 
 
@@ -204,8 +211,7 @@ def test_async_callers_under_kills(oracle: Oracle) -> None:
         return await service.answer_later.aio(question)
 
     with Storm(ask_async=ask).around() as storm:
-        torment(service, signal.SIGKILL, seconds(6), every=0.1)
-    assert storm.raised["WorkerDied"] > 0
+        kill_until(service, storm, "WorkerDied", seconds(6), every=0.1)
     calm(service)
 
 
@@ -218,7 +224,7 @@ def test_reload_under_kills(oracle: Oracle) -> None:
     def reload() -> None:
         while not over.is_set():
             try:
-                service.reload(timeout=20)
+                service.reload(timeout=60)
                 reloads.append(None)
             except atoll.WorkerDied as error:
                 reloads.append(error)
@@ -230,7 +236,7 @@ def test_reload_under_kills(oracle: Oracle) -> None:
             torment(service, signal.SIGKILL, seconds(6), every=0.15)
     finally:
         over.set()
-        thread.join(60)
+        thread.join(90)
     assert not thread.is_alive()
     assert None in reloads
     calm(service)
