@@ -354,7 +354,12 @@ def test_time_grows_with_length_only() -> None:
         lambda size: HEAD + b"N" * size,
         lambda size: HEAD + b"\x8c\x01x" * size + b"\xff.",
     ):
-        assert seconds(make, 400_000) < 40 * max(seconds(make, 40_000), 1e-4)
+        short, long = seconds(make, 40_000), seconds(make, 400_000)
+        for _ in range(20):  # a processor that others use too may be slow for a while
+            if long < 40 * max(short, 1e-4):
+                break
+            short, long = min(short, seconds(make, 40_000)), min(long, seconds(make, 400_000))
+        assert long < 40 * max(short, 1e-4)
 
 
 # -- hypothesis, in a child with little memory -----------------------------------------------------------------------

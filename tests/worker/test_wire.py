@@ -14,6 +14,8 @@ from atoll_worker import wire
 from atoll_worker.errors import LocalProtocolError, RemoteProtocolError
 from atoll_worker.wire import CLIENT_SENDS, HEADER, KIND_NAMES, SERVER_SENDS, Conversation, Frame, FrameReader
 
+from .forking import in_child
+
 DEEPER = 1 << 48  # what a call id grows by with each call within a call
 # Every state, with the call ids it may be found with: the seventh call, and calls nested in it.
 STATES = {
@@ -497,18 +499,13 @@ def test_announcing_much_touches_no_memory() -> None:
 def test_what_cannot_be_reserved_is_refused() -> None:
     """An announced size that the machine has no room for is the other side's error, not a MemoryError. In a child with
     little address space, so that it holds on every machine."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-            table = wire.BUFFER_LENGTH.pack(wire.MAX_BUFFER)
+
+    def run() -> None:
+        table = wire.BUFFER_LENGTH.pack(wire.MAX_BUFFER)
+        with pytest.raises(RemoteProtocolError, match="more than can be reserved"):
             FrameReader().receive_data(HEADER.pack(wire.CALL, wire.PICKLE, 1, 0, 1) + table)
-        except RemoteProtocolError as error:
-            code = 0 if "more than can be reserved" in str(error) else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    in_child(run, 1 << 30)
 
 
 def test_large_parts_are_private_memory() -> None:
