@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import atoll
-from conditions import until, until_gone
+from conditions import WITHIN, until, until_gone
 
 
 def test_close_stops_the_worker_and_is_idempotent() -> None:
@@ -32,7 +32,7 @@ def test_close_stops_the_worker_and_is_idempotent() -> None:
     with pytest.raises(atoll.ServiceClosed):
         f.start()
     with pytest.raises(atoll.ServiceClosed):
-        f.submit().result(30)
+        f.submit().result(WITHIN)
     with pytest.raises(atoll.ServiceClosed):
         list(f.map([()]))
     with pytest.raises(atoll.ServiceClosed):
@@ -54,11 +54,11 @@ def test_the_thread_behind_submit_ends_with_close() -> None:
         return [thread for thread in threading.enumerate() if thread.name == "atoll-submit"]
 
     futures = [f.submit(n) for n in range(3)]
-    assert [future.result(30) for future in futures] == [0, 1, 2]
+    assert [future.result(WITHIN) for future in futures] == [0, 1, 2]
     assert len(submitting()) == 1
     f.close()
     until(lambda: not submitting())
-    assert isinstance(f.submit(1).exception(30), atoll.ServiceClosed)
+    assert isinstance(f.submit(1).exception(WITHIN), atoll.ServiceClosed)
     assert submitting() == []
 
 
@@ -113,7 +113,7 @@ def test_a_call_in_progress_ends_when_its_service_is_closed(tmp_path: Path) -> N
     assert pid is not None
     hang.close()
     with pytest.raises(atoll.ServiceClosed, match="was closed while 'hang' was running"):
-        future.result(30)
+        future.result(WITHIN)
     until_gone(pid)
 
 

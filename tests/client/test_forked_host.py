@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import atoll
+from conditions import WITHIN
 
 Write = Callable[[str, str], Path]
 
@@ -67,7 +68,7 @@ def service(request: pytest.FixtureRequest, write: Write, monkeypatch: pytest.Mo
 def ended_well(pid: int) -> None:
     """Wait for a forked child, which is not to hang; what went wrong there was printed."""
     fd = os.pidfd_open(pid)
-    ready, _, _ = select.select([fd], [], [], 30)
+    ready, _, _ = select.select([fd], [], [], WITHIN)
     os.close(fd)
     if not ready:
         os.kill(pid, signal.SIGKILL)
@@ -123,7 +124,7 @@ def test_what_the_parent_borrowed_is_refused(service: Any) -> None:
 def test_submitted_calls_and_maps_of_the_parent_are_refused(service: Any, tmp_path: Path) -> None:
     go = tmp_path / "go"
     done = service.double.submit(4)
-    assert done.result(30) == 8
+    assert done.result(WITHIN) == 8
     in_order, as_ready = (service.double.map(iter(range(10**4)), ordered=ordered) for ordered in (True, False))
     assert next(in_order) == 0
     next(as_ready)
@@ -137,13 +138,13 @@ def test_submitted_calls_and_maps_of_the_parent_are_refused(service: Any, tmp_pa
             refused(call.exception)
         for mapped in (in_order, as_ready):
             refused(partial(list, mapped))
-        assert service.double.submit(5).result(30) == 10
+        assert service.double.submit(5).result(WITHIN) == 10
         assert list(service.double.map(range(3))) == [0, 2, 4]
         service.close()
 
     in_child(check)
     go.touch()
-    assert [running.result(30), waiting.result(30)] == [str(go)] * 2
+    assert [running.result(WITHIN), waiting.result(WITHIN)] == [str(go)] * 2
     assert list(in_order)[-1] == 2 * 10**4 - 2
     assert len(list(as_ready)) == 10**4 - 1
     assert service.status().restarts == 0

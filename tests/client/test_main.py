@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conditions import run_python
+from conditions import WITHIN, run_python
 
 SCRIPT = """\
 import sys, os
@@ -42,7 +42,7 @@ def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
 def test_code_that_is_in_no_file_is_a_clear_error(how: str) -> None:
     code = "import atoll\n@atoll.function\ndef f(x):\n    return x\nprint(f(1))\n"
     arguments, given = (["-c", code], None) if how == "-c" else (["-"], code)
-    done = subprocess.run([sys.executable, *arguments], input=given, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, *arguments], input=given, capture_output=True, text=True, timeout=2 * WITHIN)
     if sys.version_info >= (3, 13) and done.returncode == 0:  # which keeps the text of -c
         assert done.stdout == "1\n"
         return
@@ -72,7 +72,7 @@ notebook.cells[4].metadata["tags"] = ["raises-exception"]
 notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
 # By sockets in the file system: ports that are free when they are chosen may not be any more when they are taken.
 config = traitlets.config.Config(KernelManager={"transport": "ipc"})
-nbclient.NotebookClient(notebook, timeout=60, startup_timeout=60, config=config).execute()
+nbclient.NotebookClient(notebook, timeout=120, startup_timeout=120, config=config).execute()
 print(json.dumps([cell.outputs for cell in notebook.cells]))
 """
 
@@ -84,7 +84,7 @@ def test_a_notebook(tmp_path: Path) -> None:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
     (tmp_path / "execute.py").write_text(EXECUTE)
-    done = run_python(tmp_path / "execute.py", json.dumps(CELLS), timeout=120)
+    done = run_python(tmp_path / "execute.py", json.dumps(CELLS), timeout=300)
     assert done.returncode == 0, done.stderr
     cells = json.loads(done.stdout)
     results = [

@@ -208,9 +208,9 @@ def test_a_function_that_there_is_not(service: Any) -> None:
 
 
 def test_the_timeout_is_that_of_an_item(service: Any) -> None:
-    """Twenty items of 0.1 s each have a second each, not all together; one that takes longer is late."""
-    whoami = service.whoami.options(timeout=1.0)
-    assert len(list(whoami.map([0.1] * 40))) == 40
+    """Thirty items of 0.1 s each have two seconds each, not all together; one that takes longer is late."""
+    whoami = service.whoami.options(timeout=2.0)
+    assert len(list(whoami.map([0.1] * 60))) == 60
     with pytest.raises(atoll.CallTimeout):
         list(whoami.map([0.0, 0.0, 30.0, 0.0]))
     assert service.square(3) == 9

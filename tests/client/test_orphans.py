@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from atoll.environments.interpreters import all_interpreters
-from conditions import end, is_gone, start_python, until, until_gone
+from conditions import WITHIN, end, is_gone, start_python, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -62,7 +62,7 @@ def host_with_a_worker(write: Write, tmp_path: Path, what: str, ending: str = ""
     """A host whose worker is at work, and the process ids of the worker and what it started."""
     script = write("host.py", HOST.replace("ENDING", ending))
     host = start_python(script, str(tmp_path), what, python, stdin=subprocess.PIPE)
-    until((tmp_path / "pids").exists, 60)
+    until((tmp_path / "pids").exists)
     return host, [int(word) for word in (tmp_path / "pids").read_text().split()]
 
 
@@ -98,7 +98,7 @@ def test_a_host_that_ends_itself_with_a_call_in_progress(write: Write, tmp_path:
     assert host.stdin is not None
     host.stdin.write("\n")
     host.stdin.flush()
-    host.wait(30)
+    host.wait(WITHIN)
     end(host)
     until_gone(*pids)
 
@@ -147,7 +147,7 @@ def test_a_child_of_multiprocessing_that_outlives_the_host(write: Write, tmp_pat
     assert host.stdin is not None
     host.stdin.write("\n")
     host.stdin.flush()
-    host.wait(30)
+    host.wait(WITHIN)
     end(host)
     child = int((tmp_path / "child").read_text())
     try:

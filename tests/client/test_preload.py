@@ -19,7 +19,7 @@ import pytest
 
 import atoll
 from atoll.processes import template as templates
-from conditions import children_of, end, is_gone, start_python, until, until_gone
+from conditions import WITHIN, children_of, end, is_gone, start_python, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -363,8 +363,13 @@ def test_a_thread_that_comes_later(serve: Callable[..., Any], write: Write, hear
 
 def test_imports_that_never_end(serve: Callable[..., Any], write: Write, heard: Heard) -> None:
     write("unfit.py", "import threading\nthreading.Event().wait()\n")
-    service = serve("unfit", start_timeout=6)
-    assert service.parent() == os.getpid()
+    service = serve("unfit", start_timeout=5)
+    try:
+        parent = service.parent()
+    except atoll.WorkerStartError:  # a busy machine: what was left was not enough for any start
+        service.close()
+        parent = serve("unfit", start_timeout=60).parent()
+    assert parent == os.getpid()
     assert "importing took too long" in heard.about_forks()[0]
 
 
@@ -383,7 +388,7 @@ def test_closing_does_not_wait_for_imports(serve: Callable[..., Any], write: Wri
     caller.start()
     template = until(template_pids)[0]
     service.close()
-    caller.join(20)
+    caller.join(WITHIN)
     assert not caller.is_alive()
     assert isinstance(errors[0], atoll.AtollError)
     until_gone(template)
@@ -392,6 +397,7 @@ def test_closing_does_not_wait_for_imports(serve: Callable[..., Any], write: Wri
 # -- ends ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(("code", "words"), [(7, "exited with code 7"), (0, "exited with code 0")])
 def test_how_a_forked_worker_ended_is_known(serve: Callable[..., Any], code: int, words: str) -> None:
     service = serve("slowly")
@@ -441,7 +447,7 @@ def test_a_killed_template_leaves_its_workers_alone(serve: Callable[..., Any], h
     assert service.parent() == os.getpid()
     assert ["had ended, and is started again" in one for one in heard.about_forks()] == [True]
     second = until(template_pids)[0]
-    until(lambda: all(one.is_ready for one in templates._living))
+    until(lambda: all(one.is_ready for one in list(templates._living)))
     replace_worker(service)
     assert service.parent() == second
     os.kill(away, signal.SIGKILL)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import atoll
-from conditions import run_python, until, until_gone
+from conditions import WITHIN, run_python, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -51,9 +51,9 @@ def test_a_file(write: Write) -> None:
         assert vision.call("detect", [0.1], threshold=0.0) == {"found": [True]}
         assert vision.find([3, 2, 5]) == [1, -3]
         assert vision.how_many(1, 2, a=3) == 3
-        assert vision.find.submit([1, 1]).result(30) == [0]
+        assert vision.find.submit([1, 1]).result(WITHIN) == [0]
         assert list(vision.find.map([[1, 1], [2, 1]])) == [[0], [1]]
-        assert vision.function("find").options(timeout=5)([4, 1]) == [3]
+        assert vision.function("find").options(timeout=WITHIN)([4, 1]) == [3]
         assert str(vision.pid) in repr(vision)
         pid = vision.pid
     assert pid is not None

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import atoll
-from client.gates import Callers, Gates
-from conditions import until
+from client.gates import GATED, Callers, Gates
+from conditions import WITHIN, until
 
 
 @pytest.fixture
@@ -33,14 +33,17 @@ def test_they_count_as_others_do(gates: Gates) -> None:
         assert service.status().queue == 1
         last = service.whoami.submit()
         gates.open()
-        assert {call.result(30) for call in (calls[0], calls[2], last)} == {service.pid}
+        assert {call.result(WITHIN) for call in (calls[0], calls[2], last)} == {service.pid}
         assert service.status().queue == 0
 
 
 def test_before_a_worker_is_there(gates: Gates) -> None:
     """Those that it will take at once do not count as waiting."""
+    waits = "while not (folder / 'go').exists():\n    time.sleep(0.002)\n\n"
+    gates.file.write_text(GATED.replace("def note", waits + "def note"))
     service = atoll.Service(gates.file, max_queue=2, workers=2, **gates.options)
     calls = [service.meet.submit(2) for _ in range(2)] + [service.whoami.submit() for _ in range(2)]
+    (gates.folder / "go").touch()
     assert all(call.result(60) for call in calls)
     service.close()
 
@@ -66,7 +69,7 @@ def test_first_come_first_served(tmp_path: Path) -> None:
         gate.touch()
         assert service.see() == [*range(6), None]
         for thread in threads:
-            thread.join(30)
+            thread.join(WITHIN)
 
 
 def test_a_callback_of_theirs_may_call(gates: Gates) -> None:
@@ -74,10 +77,10 @@ def test_a_callback_of_theirs_may_call(gates: Gates) -> None:
     with atoll.Service(gates.file, **gates.options) as service:
         first = service.hold.submit()
         got: list[Any] = []
-        first.add_done_callback(lambda _: got.extend((service.echo(1), service.echo.submit(2).result(30))))
+        first.add_done_callback(lambda _: got.extend((service.echo(1), service.echo.submit(2).result(WITHIN))))
         others = [service.echo.submit(number) for number in range(20)]
         gates.open()
-        assert [call.result(30) for call in others] == list(range(20))
+        assert [call.result(WITHIN) for call in others] == list(range(20))
         until(lambda: got == [1, 2])
 
 
@@ -114,6 +117,6 @@ def test_closing_while_they_wait(gates: Gates) -> None:
     with Callers(2, lambda: calls.append(service.echo.submit(1))):
         until(lambda: len(calls) > 200)
         service.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WITHIN
     errors = {type(call.exception(max(0.0, deadline - time.monotonic()))) for call in calls}
     assert errors == {atoll.ServiceClosed}

@@ -14,7 +14,7 @@ import pytest
 
 import atoll
 from atoll_worker.lane import SLOT_SIZE
-from conditions import until
+from conditions import WITHIN, until
 
 
 @pytest.fixture(params=["lane", "spin", "lane and spin"])
@@ -90,7 +90,7 @@ def test_a_wake_after_a_long_sleep(echo: atoll.Function[..., Any], tmp_path: Pat
     (waiting,) = [thread for thread in threading.enumerate() if thread.name == "atoll-submit"]
     until(lambda: state_of_thread(waiting) == "S")
     go.touch()
-    assert future.result(30) == 1
+    assert future.result(WITHIN) == 1
     assert echo(2) == 2
 
 
@@ -108,5 +108,5 @@ def test_a_host_without_standard_descriptors(tmp_path: Path) -> None:
         "with open('answer', 'w') as file:\n"
         "    file.write(str(next_number(41)))\n"
     )
-    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, str(program)], cwd=tmp_path, check=True, timeout=2 * WITHIN)
     assert (tmp_path / "answer").read_text() == "42"
