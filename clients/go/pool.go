@@ -46,6 +46,7 @@ type Options struct {
 
 	socket string // of Dial
 	words  words
+	steps  steps
 }
 
 func (o *Options) complete() error {
@@ -69,6 +70,9 @@ func (o *Options) complete() error {
 		o.Restart, o.words = o.Restart.or(restartOfWorkers), ofWorkers
 	} else {
 		o.Restart, o.words = o.Restart.or(restartOfLinks), ofLinks
+	}
+	if o.steps == (steps{}) {
+		o.steps = usualSteps
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

@@ -241,8 +241,16 @@ func TestManyCallersAtOnce(t *testing.T) {
 	group.Wait()
 }
 
+// To who does not get the processor the usual time may be none, and then its worker is ended.
+func (s steps) patiently(o *Options) { o.steps = s }
+
+var (
+	untilTold        = steps{patient, patient}
+	untilInterrupted = steps{usualSteps.cooperation, patient}
+)
+
 func TestACallThatIsGivenUpStopsThePythonCode(t *testing.T) {
-	p, ctx := start(t, nil)
+	p, ctx := start(t, untilInterrupted.patiently)
 	pid := must2(Call[int](ctx, p, "pid", nil))(t)
 	if err := tooLong(t, p, "sleep", 1000); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v", err)
@@ -254,12 +262,13 @@ func TestACallThatIsGivenUpStopsThePythonCode(t *testing.T) {
 	if now := must2(Call[int](ctx, p, "pid", nil))(t); now != pid {
 		t.Error("its worker was ended for it")
 	}
+	p, ctx = start(t, untilTold.patiently)
 	if err := tooLong(t, p, "until_cancelled"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	until(t, "code that asks is told", func() bool {
 		ended := must2(Call[[]string](ctx, p, "ended", nil))(t)
-		return ended[len(ended)-1] == "cooperative"
+		return len(ended) == 1 && ended[0] == "cooperative"
 	})
 }
 
@@ -322,12 +331,11 @@ func TestTheBreakerRefusesCallsWhileWorkersKeepDying(t *testing.T) {
 
 func TestAWorkerThatGivesNoSignOfLifeIsKilled(t *testing.T) {
 	p, ctx := start(t, func(o *Options) { o.HealthInterval, o.HealthTimeout = 20*time.Millisecond, 500*time.Millisecond })
-	w := p.current.Load()
 	began, result := newMark(t), make(chan error, 1)
 	go func() { result <- p.Call(ctx, "sleep", Args{1000, began}, nil) }()
-	// It may seem silent to who is kept from listening: that is no other end.
+	// It may seem silent to who is kept from listening: that is no other end; and before it has the call, another gets it.
 	until(t, "the call", func() bool { return began.count() > 0 || len(result) > 0 })
-	kill(w, syscall.SIGSTOP)
+	kill(p.current.Load(), syscall.SIGSTOP)
 	var died *WorkerDied
 	if err := <-result; !errors.As(err, &died) || died.Status != "signal: killed" {
 		t.Errorf("got %v", err)
@@ -372,7 +380,7 @@ func TestStreamsThatAreGivenUpAreClosed(t *testing.T) {
 	theirs := place(t)
 	serve(t, theirs)
 	for name, begin := range map[string]func() (*Pool, context.Context){
-		"worker":  func() (*Pool, context.Context) { return start(t, nil) },
+		"worker":  func() (*Pool, context.Context) { return start(t, untilInterrupted.patiently) },
 		"service": func() (*Pool, context.Context) { return linked(t, theirs, nil) },
 	} {
 		p, ctx := begin()
@@ -622,7 +630,7 @@ func stateOf(pid int) string {
 }
 
 func TestAWorkerRunsSeveralCallsAtATime(t *testing.T) {
-	p, ctx := start(t, func(o *Options) { o.Concurrency = 3 })
+	p, ctx := start(t, func(o *Options) { o.Concurrency, o.steps = 3, untilTold })
 	pid := must2(Call[int](ctx, p, "pid", nil))(t)
 	first, second := newMark(t), newMark(t)
 	its, giveUp := context.WithCancel(ctx)
@@ -754,7 +762,7 @@ func TestTheBreakerOfASingleWorkerIsHalfOpenForATrial(t *testing.T) {
 }
 
 func TestACallCanBeGivenUpWhileItIsSent(t *testing.T) {
-	p, ctx := start(t, nil)
+	p, ctx := start(t, untilTold.patiently)
 	pid := must2(Call[int](ctx, p, "pid", nil))(t)
 	text := strings.Repeat("x", 20_000_000)
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -949,7 +957,7 @@ func nothingIsLeft(t *testing.T, something func(t *testing.T)) {
 		"descriptors": func() int { return descriptors(t) - files },
 		"goroutines":  func() int { return runtime.NumGoroutine() - routines },
 	} {
-		for end := time.Now().Add(patient / 6); count() > 0; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(patient); count() > 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				stacks := make([]byte, 1<<20)
 				t.Fatalf("%d %s more than before\n%s", count(), what, stacks[:runtime.Stack(stacks, true)])

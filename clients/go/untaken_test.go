@@ -20,17 +20,29 @@ import (
 // Calls whose worker, or service, was gone before it took them: somebody else answers. One that was taken is never made
 // again.
 
-// reserve takes an idle connection, so that nobody calls on it, and waits until its worker sleeps.
+// reserve takes an idle connection, so that nobody calls on it, and stops its worker in its sleep.
 func reserve(t testing.TB, p *Pool, ctx context.Context) *connection {
 	t.Helper()
 	for {
 		c := must2(p.take(ctx, false))(t)
-		sleeps := false
+		sleeps := func() bool { return c.lane == nil || c.lane.sleptThrough() }
+		reserved := false
 		until(t, "its sleep", func() bool {
-			sleeps = c.lane == nil && isIn(c.worker.pid, 'S') || c.lane != nil && c.lane.sleptThrough()
-			return sleeps || c.worker.hasEnded()
+			if c.worker.hasEnded() {
+				return true
+			}
+			if !sleeps() || !isIn(c.worker.pid, 'S') {
+				return false
+			}
+			// It looks around now and then: what it was doing is certain only once it is stopped.
+			kill(c.worker, syscall.SIGSTOP)
+			until(t, "its stop", func() bool { return isIn(c.worker.pid, 'T') || c.worker.hasEnded() })
+			if reserved = sleeps(); !reserved {
+				kill(c.worker, syscall.SIGCONT)
+			}
+			return reserved
 		})
-		if sleeps {
+		if reserved && !c.worker.hasEnded() {
 			return c
 		}
 		p.dispatcher.discard(c) // of one that was killed before
@@ -127,8 +139,6 @@ func TestACallThatAStoppedWorkerDidNotTakeIsAnsweredByTheNext(t *testing.T) {
 			// None may wait, but for who had its turn.
 			p, ctx := start(t, func(o *Options) { change(o); o.MaxQueue = -1 })
 			c := reserve(t, p, ctx)
-			kill(c.worker, syscall.SIGSTOP)
-			until(t, "its stop", func() bool { return isIn(c.worker.pid, 'T') })
 			p.dispatcher.put(c)
 			began, result := newMark(t), make(chan error, 1)
 			go func() { result <- p.Call(ctx, "sleep", Args{0.01, began}, nil) }()
@@ -144,8 +154,6 @@ func TestACallThatAStoppedWorkerDidNotTakeIsAnsweredByTheNext(t *testing.T) {
 func TestTheDeadlineOfACallThatNobodyTookIsWhatItWas(t *testing.T) {
 	p, ctx := start(t, func(o *Options) { o.Restart.First = longest })
 	c := reserve(t, p, ctx)
-	kill(c.worker, syscall.SIGSTOP)
-	until(t, "its stop", func() bool { return isIn(c.worker.pid, 'T') })
 	p.dispatcher.put(c)
 	its := deadline{ctx, make(chan struct{})}
 	result := make(chan error, 1)

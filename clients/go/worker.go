@@ -18,11 +18,15 @@ import (
 // What is said to a worker, and heard of it, beside its calls; and how a call that nobody wants any more is ended.
 
 const (
-	cooperation  = 500 * time.Millisecond
-	interruption = 300 * time.Millisecond
-	termination  = 300 * time.Millisecond
-	endGrace     = 5 * time.Second
+	termination = 300 * time.Millisecond
+	endGrace    = 5 * time.Second
 )
+
+// What a call that was given up gets to end: so long once code that asks is told, and so long each of two times that
+// Cancelled is raised in it.
+type steps struct{ cooperation, interruption time.Duration }
+
+var usualSteps = steps{500 * time.Millisecond, 300 * time.Millisecond}
 
 type ready struct {
 	PID         int      `json:"pid"`
@@ -38,6 +42,7 @@ type worker struct {
 	about   ready
 	logger  *slog.Logger
 	words   *words
+	steps   steps
 	phase   atomic.Value // string
 	state   atomic.Value // string: how a service at a socket says it is
 	pong    atomic.Int64 // nanoseconds since the epoch of the last sign of life
@@ -51,7 +56,7 @@ type worker struct {
 }
 
 func newWorker(others others, o *Options, logger *slog.Logger) *worker {
-	w := &worker{ends: others.connections(), others: others, logger: logger, words: &o.words}
+	w := &worker{ends: others.connections(), others: others, logger: logger, words: &o.words, steps: o.steps}
 	w.phase.Store("start")
 	w.state.Store("")
 	for i, c := range w.data {
@@ -266,8 +271,7 @@ func (w *worker) ended(c *connection, patience time.Duration) (f frame, answered
 
 // giveUp: code that asks is told, then Cancelled is raised in it, then the worker is ended.
 func (p *process) giveUp(w *worker, c *connection) (frame, bool) {
-	steps := []time.Duration{cooperation, interruption, interruption}
-	for step, patience := range steps {
+	for step, patience := range []time.Duration{w.steps.cooperation, w.steps.interruption, w.steps.interruption} {
 		if step == 0 && !w.about.Cooperative {
 			continue
 		}

@@ -30,6 +30,9 @@ type flower struct {
 	Chance  float64 `json:"chance"`
 }
 
+// How long an answer may take.
+var limit = 2 * time.Second
+
 func main() {
 	python := flag.String("python", "python3", "interpreter that has scikit-learn")
 	worker := flag.String("worker", "../../src/atoll_worker", "folder of the package atoll_worker")
@@ -93,7 +96,7 @@ func routes(pool *atoll.Pool) http.Handler {
 			return
 		}
 		// A client that goes away, or two seconds that pass, stop the Python code.
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
 		defer cancel()
 		flowers, err := atoll.Call[[]flower](ctx, pool, "predict", measures)
 		if err != nil {

@@ -95,6 +95,7 @@ func TestASecondInterruptionEndsItAtOnce(t *testing.T) {
 
 func TestTheServerAnswersWithTheModel(t *testing.T) {
 	python := interpreter(t)
+	limit = time.Minute // it is not how soon that is asked here
 	pool, err := atoll.Start(context.Background(), atoll.Options{
 		Python: python, WorkerFolder: "../../src/atoll_worker", Service: "services/model.py",
 	})
