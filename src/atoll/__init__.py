@@ -62,6 +62,7 @@ from .errors import (
     WorkerOutOfMemory,
     WorkerStartError,
 )
+from .pool.pool import end as _end
 from .pool.pool import shutdown
 from .pool.stream import Stream
 from .pool.tracing import traceparent
@@ -187,4 +188,4 @@ def __getattr__(name: str) -> _Any:
 
 
 # Before the interpreter ends: services tear down in order, for a bounded time.
-_atexit.register(shutdown)
+_atexit.register(_end)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from atoll.pool.pool import Pool
 from client.rungs import ends_at
 from conditions import WITHIN
 
@@ -40,6 +41,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """How a worker ended, and what it said last, is waited for until it is known, on however busy a machine."""
     monkeypatch.setattr("atoll.pool.worker._END_GRACE", WITHIN)
     monkeypatch.setattr("atoll.processes.process._LAST_WORDS", WITHIN)
+
+
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch, known: None) -> None:
+    """Workers that are let go have all the time they need to tear down and to say their last."""
+    monkeypatch.setattr("atoll.pool.supervisor.STOP_GRACE", WITHIN)
+    monkeypatch.setattr(Pool.close, "__defaults__", (WITHIN,))
 
 
 class Records(logging.Handler):

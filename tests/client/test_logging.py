@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import atoll
+from atoll.pool.policy import Policy
 from conditions import until
 
 Write = Callable[[str, str], Path]
@@ -31,6 +32,10 @@ class Talking(Service):
     def say(self, level, text, logger=None):
         logging.getLogger(logger).log(level, text)
         return time.time(), threading.current_thread().name
+
+    @expose
+    def write(self, text):
+        print(text)
 
     @expose
     def say_and_wait(self, text, folder):
@@ -99,6 +104,7 @@ def the_one(records: list[Any], text: str) -> Any:
     return found
 
 
+@pytest.mark.usefixtures("in_order")
 def test_level_logger_time_thread_process_and_place(file: Path, heard: list[Any]) -> None:
     with atoll.Service(file) as service:
         for level, name in ((logging.DEBUG, None), (logging.INFO, "models.sd"), (35, "x"), (logging.ERROR, None)):
@@ -149,6 +155,7 @@ def test_an_exception_keeps_its_traceback(file: Path, heard: list[Any]) -> None:
     assert text.endswith("ZeroDivisionError: division by zero")
 
 
+@pytest.mark.usefixtures("known")
 def test_the_last_records_survive_death(file: Path, heard: list[Any]) -> None:
     """They are in the error, and in the log, although the worker ended at once."""
     with atoll.Service(file) as service:
@@ -197,8 +204,31 @@ def test_a_program_that_configures_logging_sees_workers_as_its_own(file: Path, t
     assert done.stderr == ""
 
 
-def test_another_level_reaches_running_workers(file: Path, heard: list[Any]) -> None:
+def test_what_is_said_last_is_logged_before_the_program_ends(file: Path, tmp_path: Path) -> None:
+    """Also where its handlers are slow, and printed lines wait in a pipe behind records."""
+    from conditions import run_python
+
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import logging, sys, time, atoll\n"
+        "class Slow(logging.StreamHandler):\n"
+        "    def emit(self, record):\n        time.sleep(0.05)\n        super().emit(record)\n"
+        "logging.basicConfig(level=logging.INFO, handlers=[Slow(sys.stdout)], format='%(message)s')\n"
+        f"with atoll.Service({str(file)!r}) as service:\n"
+        "    for number in range(3):\n        service.say(20, f'said {number}')\n"
+        "        service.write(f'printed {number}')\n"
+    )
+    done = run_python(script)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("said")] == [f"said {number}" for number in range(3)]
+    assert [line for line in lines if line.startswith("printed")] == [f"printed {number}" for number in range(3)]
+
+
+def test_another_level_reaches_running_workers(file: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the next look at its health: what is not wanted any more is not even sent, what is from now on comes."""
+    # However late it answers: a worker that gets no processor for a second is not what this is about.
+    monkeypatch.setattr(Policy, "_judge", lambda self, now, actions: None)
     logger = logging.getLogger("atoll.worker.talking")
     logger.setLevel(logging.WARNING)
     try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,13 @@ from contextlib import contextmanager
 import pytest
 
 import atoll
-from conditions import until
+from atoll.processes.output import Stream, output_reader
+from conditions import WITHIN, until
 
 Write = Callable[[str, str], object]
+
+# What is said at the very end comes from a worker that is given the time for it.
+pytestmark = pytest.mark.usefixtures("in_order")
 
 
 def says(code: str) -> int | None:
@@ -197,7 +202,7 @@ def test_a_log_handler_that_is_slow_holds_up_no_call_of_another_service() -> Non
     seen: list[str] = []
 
     def emit(record: logging.LogRecord) -> None:
-        go.wait(30)
+        go.wait(600)
         seen.append(record.getMessage())
 
     @atoll.function
@@ -210,11 +215,28 @@ def test_a_log_handler_that_is_slow_holds_up_no_call_of_another_service() -> Non
         return x + 1
 
     with handler(emit):
-        assert [say(str(number)) for number in range(20)] == [str(number) for number in range(20)]
-        assert [other(number) for number in range(100)] == list(range(1, 101))
-        assert seen == []
-        go.set()
+        try:
+            assert [say(str(number)) for number in range(20)] == [str(number) for number in range(20)]
+            assert [other(number) for number in range(100)] == list(range(1, 101))
+            assert seen == []
+        finally:
+            go.set()
         until(lambda: len(seen) == 20)
+
+
+def test_what_is_left_in_a_pipe_is_read_before_it_is_dropped() -> None:
+    """However late the thread comes to it: log handlers may keep it."""
+    go = threading.Event()
+    read, write = os.pipe()
+    stream = Stream(read, "late", 1, "stdout")
+    output_reader().add(stream)
+    output_reader().always(lambda: go.wait(WITHIN) and None)
+    os.write(write, b"one line\nand one without an end")
+    output_reader().drop(stream)  # as when a process that outlives the worker may hold the pipe
+    go.set()
+    assert stream.ended.wait(WITHIN)
+    os.close(write)
+    assert stream.last_lines == ["one line", "and one without an end"]
 
 
 def test_a_death_shows_the_last_lines_although_the_log_is_off() -> None:

@@ -63,6 +63,8 @@ _traced = in_use
 
 # Seconds that workers get to tear down and exit when their service is closed.
 STOP_GRACE = 3.0
+# Seconds for what workers said last to come to the log at the interpreter's end.
+_LAST_WORDS = 2.0
 # A sleep this long, in seconds, and the next call of the same function goes to sleep at once instead of polling.
 _PATIENT_ABOVE = 0.0002
 # Seconds of work that one batch of `map` is at most, if its items are shorter.
@@ -679,6 +681,15 @@ def shutdown(grace: float = STOP_GRACE) -> None:
     deadline = time.monotonic() + grace
     for pool in living:
         pool.close(max(0.0, deadline - time.monotonic()))
+
+
+def end() -> None:
+    """At the interpreter's end: as ``shutdown``; and what the workers said last comes to the log."""
+    shutdown()
+    if "atoll.processes.output" in _modules:  # else there never was a worker
+        from ..processes.output import finish_output
+
+        finish_output(_LAST_WORDS)
 
 
 def _after_fork() -> None:

@@ -23,6 +23,8 @@ KEPT_LINES = 40
 KEPT_FRAMES = 24
 # A line is cut after this many bytes: a program may print without ever ending a line.
 LONGEST_LINE = 1 << 16
+# Bytes of a stream that are still read when nobody will read on: more than a pipe holds.
+_REST = 1 << 20
 # Functions that wait for the thread, and of these so many are run before it looks at the pipes again.
 MOST_POSTED = 10_000
 _POSTED_AT_ONCE = 500
@@ -57,6 +59,25 @@ class Stream:
             return True
         except OSError:
             data = b""
+        self._take_in(data)
+        return bool(data)
+
+    def read_rest(self) -> None:
+        """Read and log what is there, also a line without an end: nobody will read on."""
+        left = _REST
+        while left > 0:
+            try:
+                data = os.read(self.fd, min(left, 1 << 16))
+            except OSError:
+                break
+            if not data:
+                break
+            self._take_in(data)
+            left -= len(data)
+        self._take_in(b"")
+
+    def _take_in(self, data: bytes) -> None:
+        """Log complete lines; at the end, where there is no data, the last one too."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if self._rest and (not data or len(self._rest) > LONGEST_LINE):
             lines.append(self._rest)
@@ -69,7 +90,6 @@ class Stream:
             # A handler or filter of the user's that raises: that is between the two of them.
             with contextlib.suppress(Exception):
                 self._logger.log(self._level, "%s", text, extra=self._extra)
-        return bool(data)
 
     def _is_kept(self, text: str) -> bool:
         """Whether a line is one for error messages: not the outer frames of a crash, which would push the inner ones
@@ -131,6 +151,21 @@ class OutputReader:
         self._posted.append(function)
         self._wake()
 
+    def finish(self, within: float) -> None:
+        """Wait until all that was printed and posted by now is in the log. So many seconds at most: log handlers may
+        block."""
+        done = threading.Event()
+
+        def read_all() -> None:
+            try:
+                for stream in self._streams.values():
+                    stream.read_rest()
+            finally:
+                done.set()
+
+        self.always(read_all)
+        done.wait(within)
+
     def _run_posted(self) -> None:
         for _ in range(min(len(self._posted), _POSTED_AT_ONCE)):
             with contextlib.suppress(Exception):
@@ -164,6 +199,7 @@ class OutputReader:
             while self._dropped:
                 stream = self._dropped.popleft()
                 if self._streams.get(stream.fd) is stream:
+                    stream.read_rest()  # the thread may come to it only now
                     self._end(stream)
             self._run_posted()
 
@@ -193,6 +229,12 @@ def output_reader() -> OutputReader:
         if _reader is None:
             _reader = OutputReader()
         return _reader
+
+
+def finish_output(within: float) -> None:
+    """As ``OutputReader.finish``; nothing to be done where no worker was started."""
+    if _reader is not None:
+        _reader.finish(within)
 
 
 def _after_fork() -> None:
