@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import atoll
-from atoll.pool import waiting
+from atoll.pool import supervisor, waiting
+from atoll.processes import tree_rss, warden
 from client.gates import Callers, Gates
-from conditions import is_gone, until, until_gone
+from conditions import WITHIN, is_gone, until, until_gone
 
 Write = Callable[[str, str], Path]
 
@@ -53,7 +54,7 @@ def test_workers_start_side_by_side(write: Write, tmp_path: Path) -> None:
             return os.getpid()
         """,
     )
-    with atoll.Service(file, workers=3, env_vars={"FOLDER": str(tmp_path)}, start_timeout=30) as service:
+    with atoll.Service(file, workers=3, env_vars={"FOLDER": str(tmp_path)}, start_timeout=WITHIN) as service:
         assert len(set(ready(service))) == 3
         assert service.whoami() in ready(service)
         assert service.pid in ready(service)
@@ -73,6 +74,37 @@ def test_without_start_the_first_call_starts_them(gates: Gates) -> None:
     until(lambda: len(ready(service)) == 2)
     service.close()
     assert service.status().state == "closed"
+
+
+def test_it_is_closed_as_soon_as_it_is_said(gates: Gates) -> None:
+    """Though what decides over workers hears of it later, perhaps after all of them have ended."""
+    go = threading.Event()
+
+    def busy() -> None:
+        go.wait(WITHIN)
+
+    with atoll.Service(gates.file, **gates.options) as service:
+        warden().post(busy)
+        try:
+            service._pool.hang_up()
+            assert service.status().state == "closed"
+        finally:
+            go.set()
+
+
+def test_what_the_first_call_fills_it_with_is_growth(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a worker gets it as soon as it can be called: what it holds is looked at before."""
+    callable_then = []
+
+    def look(pid: int) -> int:
+        callable_then.append(service._pool.workers)
+        return tree_rss(pid)
+
+    monkeypatch.setattr(supervisor, "tree_rss", look)
+    service = atoll.Service(gates.file, **gates.options)
+    assert service.echo(1) == 1
+    assert callable_then == [[]]
+    service.close()
 
 
 def test_status(gates: Gates) -> None:
@@ -145,10 +177,11 @@ def test_a_proxy_and_a_map_are_counted_under_the_users_names(gates: Gates) -> No
 def test_it_grows_under_load_and_shrinks_to_zero_and_begins_anew(gates: Gates) -> None:
     with atoll.Service(gates.file, **gates.options) as service:
         first = service.pid
-        service.scale(min=0, max=3, idle=0.3)
+        service.scale(min=0, max=3)
         calls = [service.function("hold").submit() for _ in range(6)]
         until(lambda: gates.held == 3)
         assert len(service.status().workers) == 3  # and no more than that, though six calls wait
+        service.scale(min=0, max=3, idle=0.3)  # not before: the first one is idle until it gets its call
         gates.open()
         pids = {call.result(30) for call in calls}
         assert len(pids) == 3
@@ -391,6 +424,7 @@ def test_submitting_more_than_may_wait(gates: Gates) -> None:
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("in_order")
 def test_closing_during_load(gates: Gates) -> None:
     """Every call gets its result, or is told that the service is closed; none hangs."""
     service = atoll.Service(gates.file, workers=2, **gates.options)

@@ -122,8 +122,8 @@ class Supervisor:
 
     @property
     def state(self) -> PoolState:
-        """Of the pool, as the policy sees it."""
-        return self._policy.state
+        """Of the pool, as the policy sees it; closed as soon as it is to be, of which the policy hears later."""
+        return PoolState.CLOSED if self._closing.is_set() else self._policy.state
 
     def wanted(self) -> None:
         """Somebody waits for a worker, or wants one to be ready."""
@@ -417,13 +417,13 @@ class Supervisor:
             if supervisor is not None:
                 supervisor._hear_ended(worker)
 
+        baseline = tree_rss(process.python_pid)  # before the first call, which may be what fills it
         worker.is_serving = True
         self._was_ready = True
         self._set_unproven(worker, True)
         if not self._closing.is_set():
             self._dispatcher.add(worker)
         worker.on_doomed = partial(self._dispatcher.retire, worker)
-        baseline = tree_rss(process.python_pid)
         process.on_exit = on_exit
         self._post(lambda self: self._hear_ready(worker, baseline))
         self._tell_changed()
