@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import atoll
-from conditions import until
+from conditions import WITHIN, until
 from storm import TIRELESS
 
 Oracle = Callable[..., atoll.Service]
@@ -42,6 +42,6 @@ def test_a_stream_that_is_dropped_on_the_thread_that_the_warden_starts(
 
     monkeypatch.setattr(threading.Thread, "_bootstrap_inner", drop_and_begin)
     os.kill(worker.pid, signal.SIGKILL)
-    assert isinstance(busy.exception(20), atoll.WorkerDied)
+    assert isinstance(busy.exception(WITHIN), atoll.WorkerDied)
     until(lambda: dropped)
-    assert service.answer.submit(5).result(20) == (5, b"")
+    assert service.answer.submit(5).result(WITHIN) == (5, b"")
