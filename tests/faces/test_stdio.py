@@ -17,17 +17,16 @@ import pytest
 
 import atoll
 import atoll_worker
-from atoll.environments.interpreters import survey
-from conditions import until
+from conditions import WITHIN, until
+from interpreters import INTERPRETERS
 
 SOURCE = Path(atoll_worker.__file__).parents[1]
 
 
 def pythons() -> list[Any]:
     """The oldest and the newest interpreter of this machine that workers can have."""
-    usable = [one.interpreter for one in survey() if one.interpreter is not None and one.refusal is None]
-    by_version = {one.version[:2]: one.path for one in usable}
-    return [pytest.param(by_version[v], id=f"{v[0]}.{v[1]}") for v in sorted({min(by_version), max(by_version)})]
+    versions = list(INTERPRETERS)  # from the oldest on
+    return [pytest.param(INTERPRETERS[version], id=version) for version in dict.fromkeys((versions[0], versions[-1]))]
 
 
 @pytest.fixture(params=pythons())
@@ -340,7 +339,7 @@ def test_an_interruption_is_answered(python: str, tmp_path: Path) -> None:
         assert process.stderr.readline() == b"here\n"
         process.send_signal(signal.SIGINT)
         answer = json.loads(process.stdout.read())
-        assert process.wait(20) == 1
+        assert process.wait(WITHIN) == 1
     assert answer["error_type"] == "KeyboardInterrupt"
 
 
@@ -356,7 +355,7 @@ def test_an_interruption_of_who_waits_for_the_end_of_the_input(python: str, tmp_
         until(lambda: _bytes_in(process.stdin) == 0, what="the service to read")
         process.send_signal(signal.SIGINT)
         answer = json.loads(process.stdout.read())
-        assert process.wait(20) == 1
+        assert process.wait(WITHIN) == 1
         assert (answer["error_type"], answer["context"]) == ("KeyboardInterrupt", "Unexpected error")
 
 
@@ -499,7 +498,7 @@ def test_who_reads_sees_the_end_though_the_process_goes_on(python: str, tmp_path
         assert json.loads(process.stdout.read())["success"] is True
         assert process.poll() is None, "a thread of the user's keeps it"
         gate.open("w").close()
-        assert process.wait(20) == 0
+        assert process.wait(WITHIN) == 0
 
 
 def test_without_process(run: Run) -> None:

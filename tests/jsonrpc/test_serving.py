@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import atoll
-from conditions import children_of, until, until_gone
+from conditions import WITHIN, children_of, until, until_gone
 
 pytest.importorskip("typer")
 
@@ -167,7 +167,7 @@ class Peer:
         """Close its input, and wait for its end; the exit status."""
         self.stdin.close()
         assert self.read() is None
-        return self.process.wait(30)
+        return self.process.wait(WITHIN)
 
 
 Serve = Callable[..., Any]
@@ -491,7 +491,7 @@ def test_what_cannot_be_taken_apart_ends_the_conversation(service: Path) -> None
         assert answer["error"]["code"] == -32700
         assert "--newline" in answer["error"]["message"]
         assert peer.read() is None
-        assert peer.process.wait(30) == 1
+        assert peer.process.wait(WITHIN) == 1
 
 
 def test_what_was_asked_is_answered_though_the_stream_has_ended(service: Path) -> None:
@@ -550,7 +550,7 @@ def test_a_signal_ends_it_in_order(service: Path, gate: Path, number: signal.Sig
         peer.process.send_signal(number)
         answer = peer.read()
         assert (answer["id"], answer["error"]["code"]) == (running, -32800)
-        assert peer.process.wait(30) == 128 + number
+        assert peer.process.wait(WITHIN) == 128 + number
         until_gone(worker)
 
 
@@ -560,7 +560,7 @@ def test_a_signal_ends_it_though_nobody_reads(service: Path) -> None:
         peer.request("count", {"n": 1_000_000_000, "size": 50_000, "partialResultToken": "items"})
         assert progress(peer.read(), "items")
         peer.process.send_signal(signal.SIGTERM)
-        assert peer.process.wait(30) == 128 + signal.SIGTERM
+        assert peer.process.wait(WITHIN) == 128 + signal.SIGTERM
 
 
 def test_a_signal_ends_it_after_the_end_of_the_stream(service: Path) -> None:
@@ -572,7 +572,7 @@ def test_a_signal_ends_it_after_the_end_of_the_stream(service: Path) -> None:
         assert peer.stdout.read(1) == b"C"
         peer.stdin.close()
         peer.process.send_signal(signal.SIGTERM)
-        assert peer.process.wait(30) == 128 + signal.SIGTERM
+        assert peer.process.wait(WITHIN) == 128 + signal.SIGTERM
         until_gone(worker)
 
 
@@ -584,7 +584,7 @@ def test_who_asked_is_gone(service: Path) -> None:
         peer.request("hang")
         peer.request("add", [1])
         peer.send("no request")  # its answer finds nobody
-        assert peer.process.wait(30) == 1
+        assert peer.process.wait(WITHIN) == 1
         until_gone(worker)
 
 
@@ -596,7 +596,7 @@ def test_who_asked_is_gone_before_the_last_answer(service: Path) -> None:
         peer.request("hang")
         peer.stdin.close()
         peer.stdout.close()
-        assert peer.process.wait(30) == 1
+        assert peer.process.wait(WITHIN) == 1
         until_gone(worker)
 
 
@@ -605,7 +605,7 @@ def test_it_is_killed(service: Path) -> None:
         assert peer.result("nothing") is None
         (worker,) = children_of(peer.process.pid)
         peer.process.kill()
-        peer.process.wait(30)
+        peer.process.wait(WITHIN)
         until_gone(worker)
 
 
