@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import atoll
 from atoll.pool.pool import Pool
 from client.rungs import ends_at
 from conditions import WITHIN
@@ -47,7 +48,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_order(monkeypatch: pytest.MonkeyPatch, known: None) -> None:
     """Workers that are let go have all the time they need to tear down and to say their last."""
     monkeypatch.setattr("atoll.pool.supervisor.STOP_GRACE", WITHIN)
-    monkeypatch.setattr(Pool.close, "__defaults__", (WITHIN,))
+    for close in (Pool.close, atoll.shutdown):
+        monkeypatch.setattr(close, "__defaults__", (WITHIN,))
 
 
 class Records(logging.Handler):

@@ -65,6 +65,7 @@ def service(write: Write, tmp_path: Path) -> atoll.Service:
     return atoll.Service(write("forking.py", SERVICE), env_vars={"NOTES": str(tmp_path / "notes")})
 
 
+@pytest.mark.usefixtures("in_order")
 def test_a_child_that_falls_through_ends(service: atoll.Service, tmp_path: Path) -> None:
     """However it leaves the function: one answer, the worker's, and nothing is torn down but by the worker."""
     with service:

@@ -203,6 +203,7 @@ def notes_service(write: Write, tmp_path: Path) -> tuple[atoll.Service, Path]:
     return atoll.Service(write("notes.py", NOTES), env_vars={"NOTES": str(notes)}), notes
 
 
+@pytest.mark.usefixtures("in_order")
 def test_setup_and_teardown_run_once_per_worker(write: Write, tmp_path: Path) -> None:
     service, notes = notes_service(write, tmp_path)
     with service:
@@ -212,6 +213,7 @@ def test_setup_and_teardown_run_once_per_worker(write: Write, tmp_path: Path) ->
     assert notes.read_text().split() == ["setup", "one", "two", "teardown"]
 
 
+@pytest.mark.usefixtures("in_order")
 def test_teardown_at_shutdown(write: Write, tmp_path: Path) -> None:
     service, notes = notes_service(write, tmp_path)
     service.note("one")
@@ -219,6 +221,7 @@ def test_teardown_at_shutdown(write: Write, tmp_path: Path) -> None:
     assert notes.read_text().split() == ["setup", "one", "teardown"]
 
 
+@pytest.mark.usefixtures("in_order")
 def test_teardown_when_nobody_holds_the_service_any_more(write: Write, tmp_path: Path) -> None:
     service, notes = notes_service(write, tmp_path)
     pid = service.note("one")
@@ -228,6 +231,7 @@ def test_teardown_when_nobody_holds_the_service_any_more(write: Write, tmp_path:
     assert notes.read_text().split() == ["setup", "one", "teardown"]
 
 
+@pytest.mark.usefixtures("in_order")
 def test_no_teardown_when_killed(write: Write, tmp_path: Path) -> None:
     service, notes = notes_service(write, tmp_path)
     pid = service.note("one")
