@@ -44,7 +44,7 @@ def run() -> Callable[[Callable[[ExtensionManager], Coroutine[Any, Any, Any]]], 
             async with ExtensionManager() as manager:
                 return await main(manager)
 
-        return asyncio.run(asyncio.wait_for(whole(), 120))
+        return asyncio.run(asyncio.wait_for(whole(), 300))
 
     return run_with_manager
 

@@ -138,7 +138,7 @@ def test_a_host_of_nodes_runs_them(write: Write) -> None:
         [interpreter, str(Path(__file__).with_name("host_of_nodes.py")), *map(str, folders)],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert done.returncode == 0, done.stderr
