@@ -59,8 +59,10 @@ class Gated(Service):
         raise ValueError("no")
 
     @expose
-    def grow(self, size):
+    def grow(self, size, stay=False):
         self.kept.append(b"\\1" * size)
+        while stay:
+            time.sleep(0.002)
 
     @expose
     def burn(self, number):

@@ -86,14 +86,8 @@ def test_others_serve_while_one_is_replaced(gates: Gates) -> None:
 
 def test_out_of_memory_is_a_reason_of_its_own(gates: Gates) -> None:
     with atoll.Service(gates.file, memory="150MB", **gates.options) as service:
-
-        def hold_too_much() -> None:
-            for _ in range(12):
-                service.grow(20_000_000)
-            service.hold()  # until it is seen
-
         with pytest.raises(atoll.WorkerOutOfMemory):
-            hold_too_much()
+            service.grow(250_000_000, stay=True)  # until it is seen
         assert service.whoami() == service.pid
         assert restarts(service) == {"out of memory": 1}
 
