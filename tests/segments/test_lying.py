@@ -28,6 +28,7 @@ from atoll_worker import adapters, array_buffer, arrays, buffers, frames, images
 from atoll_worker.errors import DecodeError as WireError
 from atoll_worker.segments import store
 from atoll_worker.values import Decoder
+from conditions import until
 from segment_counts import until_given_back
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -747,12 +748,17 @@ def test_cells_with_anything_in_them(liar_file: Path, honest: Callable[[], None]
     until_given_back()
 
 
-def test_forget_of_any_number(liar: Any, honest: Callable[[], None]) -> None:
+def test_forget_of_any_number(liar: Any, honest: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown, another's, in use: what is in use stays."""
     x = np.arange(100_000)
     mine, theirs = atoll.asarray(x), liar.echo(x)
+    (worker,) = liar._pool.workers
+    loans, heard, last = worker.loans(), [], (1 << 64) - 2
+    forget = loans.forget
+    monkeypatch.setattr(loans, "forget", lambda number: (forget(number), heard.append(number)))
     liar.forget([*range(200), (1 << 64) - 1])
-    liar.forget(liar.numbers() * 3)
+    liar.forget([*liar.numbers() * 3, last])
+    until(lambda: heard[-1:] == [last])  # on another connection than the calls
     honest()
     assert np.array_equal(theirs, x)
     assert np.array_equal(mine, x)
