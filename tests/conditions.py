@@ -37,7 +37,7 @@ def until(condition: Callable[[], Any], within: float = WITHIN, what: str = "") 
 def state_of(pid: int) -> str:
     """The state letter of a process as the kernel has it; ``"gone"`` if it has ended, waited for or not."""
     try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return "gone"
     return "gone" if letter in "ZX" else letter

@@ -80,7 +80,8 @@ def left_since(before: set[str], patience: float) -> list[str]:
 def _status(pid: int) -> tuple[str, int] | None:
     """State letter and parent of a process; None if there is no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A program's name is cut after 15 bytes, also in the middle of a letter.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return fields[0], int(fields[1])

@@ -25,7 +25,7 @@ from atoll.processes.ends import Lifeline
 from atoll.processes.output import Stream, output_reader
 from atoll.processes.tree import descendants, kill_tree
 from atoll.processes.warden import Warden
-from conditions import children_of, end, is_gone, run_python, until, until_gone
+from conditions import WITHIN, children_of, end, is_gone, run_python, until, until_gone
 
 FAMILY = """\
 import os, subprocess, sys, time
@@ -296,7 +296,7 @@ def test_a_child_forked_by_multiprocessing_may_call(tmp_path: Path) -> None:
 def test_many_workers_start_and_end_side_by_side() -> None:
     functions = [atoll.function(lambda: __import__("os").getpid()) for _ in range(12)]
     futures = [function.submit() for function in functions]
-    pids = {future.result(60) for future in futures}
+    pids = {future.result(3 * WITHIN) for future in futures}
     assert len(pids) == 12
     began = time.monotonic()
     atoll.shutdown()
