@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,8 +25,12 @@ SHRINK, GROW, FUTURE_WRITE = 0x2, 0x4, 0x10
 both = pytest.mark.parametrize("posix", [False, True], ids=["memfd", "posix"])
 
 
+# What ``shm_open`` is given: nothing else, of other tests or programs that run meanwhile, is looked at.
+OWN_NAME = r"atoll-[0-9a-f]+-[0-9a-f]+"
+
+
 def names() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("atoll")}
+    return {name for name in os.listdir("/dev/shm") if re.fullmatch(OWN_NAME, name)}
 
 
 # -- what is made ----------------------------------------------------------------------------------------------------
@@ -262,7 +267,7 @@ SERVICE = """\
             yield np.full(300_000, number, "u1")
 """
 PROGRAM = """\
-    import gc, os, socket, sys
+    import gc, os, re, socket, sys
     import numpy as np
     import atoll
     from atoll.processes import process
@@ -272,7 +277,7 @@ PROGRAM = """\
     before = len(os.listdir("/proc/self/fd"))
     with atoll.Service(sys.argv[1], timeout=60) as service:
         assert service.kind() == "posix" and not shared_memory.IS_SEALED
-        names = [name for name in os.listdir("/dev/shm") if name.startswith("atoll")]
+        names = [name for name in os.listdir("/dev/shm") if re.fullmatch(sys.argv[3], name)]
         for size in (70_000, 300_000, 5_000_000):
             x = np.random.default_rng(size).integers(0, 255, size, "u1")
             for _ in range(5):
@@ -293,7 +298,7 @@ PROGRAM = """\
         assert [int(one[-1]) for one in many] == list(range(100))
         status = atoll.memory()
         assert status.segments > 0 and status.copies > 0, status
-        assert not [name for name in os.listdir("/dev/shm") if name.startswith("atoll") and name not in names]
+        assert not [name for name in os.listdir("/dev/shm") if re.fullmatch(sys.argv[3], name) and name not in names]
         del a, out, made, many, x
     gc.collect()
     atoll.shutdown()
@@ -315,7 +320,7 @@ def test_arrays_by_what_macos_has(tmp_path: Path, messages: str) -> None:
     program.write_text(textwrap.dedent(PROGRAM))
     before = names()
     done = subprocess.run(
-        [sys.executable, str(program), str(service), messages],
+        [sys.executable, str(program), str(service), messages, OWN_NAME],
         env={**os.environ, "ATOLL_SHARED_MEMORY": "posix"},
         capture_output=True,
         text=True,
