@@ -10,6 +10,7 @@ would be far worse off. What the worker may run on is the same afterwards.
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 # Seconds between two moves. Doubled, up to the longest, each time the scheduler undoes a move at once.
@@ -28,6 +29,8 @@ class Mover:
         self._pid = pid
         self._interval = _SHORTEST
         self._last = 0.0
+        # Of two threads that call the worker one at a time: the other would take the mask of a move for the worker's.
+        self._turn = threading.Lock()
 
     def __call__(self) -> None:
         """Move the worker to another processor, if that is possible and was not done lately. Never raises."""
@@ -37,13 +40,20 @@ class Mover:
             return
         self._interval = min(2 * self._interval, _LONGEST) if since < 4 * self._interval else _SHORTEST
         self._last = now
+        if not self._turn.acquire(blocking=False):
+            return
         try:
             allowed = os.sched_getaffinity(self._pid)
             if len(allowed) > 1 and _runnable() <= len(allowed):
-                os.sched_setaffinity(self._pid, allowed - {_processor(self._pid)})
-                os.sched_setaffinity(self._pid, allowed)
+                others = allowed - {_processor(self._pid)}
+                try:
+                    os.sched_setaffinity(self._pid, others)
+                finally:  # whatever interrupts this thread
+                    os.sched_setaffinity(self._pid, allowed)
         except (AttributeError, OSError, ValueError, IndexError):
             pass  # no such call, no /proc, or the worker has just ended: the scheduler parts them in its own time
+        finally:
+            self._turn.release()
 
 
 def _runnable() -> int:
