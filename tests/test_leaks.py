@@ -28,7 +28,7 @@ def run(tmp_path: Path, body: str, patience: float) -> subprocess.CompletedProce
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
