@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import atoll
 from atoll_worker.segments import size_class
-from conditions import until
+from conditions import WITHIN, until
 from segment_counts import segment_descriptors, until_given_back
-from storm import PATIENCE, SECONDS, TIRELESS, ready_pids
+from storm import SECONDS, TIRELESS, ready_pids
 
 MB = 1 << 20
 # Inside the payload, in a shared segment, in one of its own, and large; not multiples of anything.
@@ -64,10 +65,32 @@ class Lives(RuleBasedStateMachine):
         self.calls: list[tuple[Any, Any]] = []
         self.streams: list[tuple[Any, int]] = []
         self.harmed = False
+        self.cancelling: list[bool] = []  # one for each call that was cancelled, and has not ended yet
         self.names = 0
 
-    def may_die(self) -> Any:
-        return contextlib.suppress(atoll.WorkerDied) if self.harmed else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def may_die(self) -> Iterator[None]:
+        try:
+            yield
+        except atoll.WorkerDied:
+            until(lambda: self.harmed or not self.cancelling)
+            if not self.harmed:
+                raise
+
+    def cancel(self, call: Any) -> bool:
+        """Cancel a call. If its worker gets no processor for a while, it is ended with the call."""
+
+        def note(ended: Any) -> None:
+            with contextlib.suppress(CancelledError):  # it had not begun
+                if getattr(ended.exception(), "rung", None) in ("SIGTERM", "SIGKILL"):
+                    self.harmed = True
+            self.cancelling.pop()
+
+        if not call.cancel():
+            return False
+        self.cancelling.append(True)
+        call.add_done_callback(note)
+        return True
 
     def new(self, size: int, shared: bool) -> tuple[Any, int]:
         array = self.random.integers(0, 255, size, "u1")
@@ -200,11 +223,11 @@ class Lives(RuleBasedStateMachine):
     @rule(index=indexes, hold=st.booleans(), cancel=st.booleans())
     def finish(self, index: int, hold: bool, cancel: bool) -> None:
         call, expected = self.calls.pop(index % len(self.calls))
-        if cancel and call.cancel():
+        if cancel and self.cancel(call):
             return
         allowed: tuple[type[BaseException], ...] = (atoll.CallCancelled,) if cancel else ()
-        with contextlib.suppress(*allowed, *((atoll.WorkerDied,) if self.harmed else ())):
-            result = call.result(PATIENCE)
+        with contextlib.suppress(*allowed), self.may_die():
+            result = call.result(WITHIN)
             assert checksum(result) == expected
             if hold:
                 self.hold(result, expected)
@@ -296,6 +319,7 @@ class Lives(RuleBasedStateMachine):
         except atoll.CallTimeout:
             self.harmed = True  # it may have been ended
         except atoll.WorkerDied:
+            until(lambda: self.harmed or not self.cancelling)
             assert self.harmed
 
     # -- what happens to memory ------------------------------------------------------------------------------
@@ -315,7 +339,7 @@ class Lives(RuleBasedStateMachine):
     def replace_workers(self, service: Any) -> None:
         with self.may_die():
             before = set(ready_pids(service))
-            service.reload(PATIENCE)
+            service.reload(WITHIN)
             for pid in before:
                 self.kept.pop(pid, None)
 
@@ -334,7 +358,7 @@ class Lives(RuleBasedStateMachine):
             return
         self.held.clear()
         for call, _ in self.calls:
-            call.exception(PATIENCE)
+            call.exception(WITHIN)
         gc.collect()
 
         def make_room() -> bool:
@@ -343,7 +367,7 @@ class Lives(RuleBasedStateMachine):
                 self.replace_workers(self.other)
             return self.has_room()
 
-        until(make_room, PATIENCE)
+        until(make_room, WITHIN)
 
     def has_room(self) -> bool:
         status = atoll.memory()
@@ -369,7 +393,7 @@ class Lives(RuleBasedStateMachine):
             self.held.clear()
             self.streams.clear()
             while self.calls:
-                self.calls.pop()[0].exception(PATIENCE)
+                self.calls.pop()[0].exception(WITHIN)
             gc.collect()
             if not self.harmed:
                 self.everything_is_given_back()
