@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -353,6 +355,41 @@ def test_recycling_after_so_many_calls(gates: Gates) -> None:
         until(lambda: len(service.status().workers) == 1)
         assert service.status().restarts == 0
         assert replaced_first(gates)
+
+
+def test_calls_beyond_the_limit_do_not_pile_up_what_is_to_be_looked_at(gates: Gates) -> None:
+    """Each asks for a look, and the thread that looks may get no processor meanwhile."""
+    go = threading.Event()
+
+    def busy() -> None:
+        go.wait(WITHIN)
+
+    with atoll.Service(gates.file, recycle=atoll.Recycle(calls=5), **gates.options) as service:
+        assert service.echo(0) == 0
+        warden().post(busy)
+        try:
+            for number in range(200):
+                assert service.echo(number) == number
+            assert len(warden()._commands) < 20
+        finally:
+            go.set()
+
+
+def test_a_worker_that_ends_is_noticed_whatever_else_there_is_to_do(gates: Gates) -> None:
+    done = threading.Event()
+
+    def again() -> None:
+        if not done.is_set():
+            warden().post(again)
+
+    with atoll.Service(gates.file, **gates.options) as service:
+        pid = service.whoami()
+        warden().post(again)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: service.pid != pid)
+        finally:
+            done.set()
 
 
 def test_recycling_at_an_age(gates: Gates) -> None:

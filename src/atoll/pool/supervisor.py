@@ -99,6 +99,7 @@ class Supervisor:
         self._changed = threading.Condition()  # whenever a worker comes or goes
         self._closing = threading.Event()
         self._asked = False  # `wanted` was posted and not heard yet
+        self._look_asked = False  # and so was `look`
         self._timer: float | None = None
         self._was_ready = False  # some worker was, with the present plan
         self._last_error: BaseException | None = None  # of a start that left nobody to call
@@ -161,8 +162,9 @@ class Supervisor:
 
     def look(self, worker: Worker) -> None:
         """A worker has answered as many calls as it may."""
-        if worker.is_serving:
-            self._post(Supervisor._tick)
+        if worker.is_serving and not self._look_asked:  # once: it is told after every call from then on
+            self._look_asked = True
+            self._post(Supervisor._look)
 
     def scale(self, minimum: int, maximum: int, idle_timeout: float | None) -> None:
         """Other bounds from now on.
@@ -349,6 +351,10 @@ class Supervisor:
                 supervisor._tick()
 
         warden().after(max(0.0, wake - time.monotonic()), ring)
+
+    def _look(self) -> None:
+        self._look_asked = False
+        self._tick()
 
     def _tick(self) -> None:
         if self._closing.is_set():
