@@ -787,6 +787,17 @@ def test_what_is_busy() -> None:
     assert set(dispatcher.busy()) == {channel for channel in taken if channel.worker is worker}
 
 
+def test_what_was_given_back_for_good_is_not_busy() -> None:
+    """Whose worker has ended, which the pool has not seen yet: who calls again does not wait for a call of its own."""
+    worker = Worker("a", 1)
+    dispatcher = make(worker)
+    channel = dispatcher.take()
+    channel.retired = True
+    dispatcher.give(channel)
+    assert dispatcher.workers == [worker]
+    assert dispatcher.busy() == []
+
+
 def test_joining_a_long_queue_costs_no_look_at_everybody_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One look for a channel for each worker that somebody needs, not one for each who waits."""
     one, other = Worker("a"), Worker("b")

@@ -423,6 +423,12 @@ class Dispatcher:
             waiter.grant(error())
 
     def busy(self) -> list[Channel]:
-        """The channels of the present workers that somebody has taken."""
+        """The channels of the present workers that somebody has taken: not those that were given back for good, by who
+        saw first that their worker has ended."""
         idle = self.idle.copy()
-        return [channel for worker in self.workers for channel in worker.channels if channel not in idle]
+        return [
+            channel
+            for worker in self.workers
+            for channel in worker.channels
+            if channel not in idle and channel not in worker.spare.copy()
+        ]
