@@ -570,6 +570,16 @@ class Channel:
         self.interrupted_call = call_id
         self._interruption.interrupt(self)
 
+    def withdraw_cancel(self, call_id: int) -> None:
+        """A call that the host wanted to end has ended, perhaps before it was heard of; the next one of the same depth
+        has the same id. On the control thread."""
+        if self.cancelled_call == call_id:
+            self.cancelled_call = 0
+        if self.interrupted_call == call_id:
+            self.interrupted_call = 0
+        if self._cancelled_task == call_id:
+            self._cancelled_task = 0
+
     def poke(self) -> None:
         """Let the serving thread do what is pending, if it is idle. From any thread."""
         self._interruption.interrupt(self)

@@ -23,7 +23,7 @@ class Control:
     """The worker's end of the control connection.
 
     Attributes:
-        on_cancel: index of the data connection, id of the call, whether only to say so to code that asks.
+        on_cancel: index of the data connection, id of the call, what is asked for: a constant of ``wire``.
         on_release: number of a lent object, how often it was received.
         on_forget: number of a segment that the host let go of.
     """
@@ -31,7 +31,7 @@ class Control:
     def __init__(self, sock: socket) -> None:
         self._sock = sock
         self.outbox = Outbox(sock)
-        self.on_cancel: Callable[[int, int, bool], None] = lambda index, call_id, cooperative: None
+        self.on_cancel: Callable[[int, int, int], None] = lambda index, call_id, wish: None
         self.on_release: Callable[[int, int], None] = lambda number, received: None
         self.on_forget: Callable[[int], None] = lambda number: None
 
@@ -62,8 +62,8 @@ class Control:
             if len(frame.payload) == wire.PING_PAYLOAD.size:
                 logs.follow_level(*wire.PING_PAYLOAD.unpack(frame.payload))
         elif frame.kind == wire.CANCEL:
-            index, force = wire.CANCEL_PAYLOAD.unpack_from(frame.payload)
-            self.on_cancel(index, frame.call_id, not force)
+            index, wish = wire.CANCEL_PAYLOAD.unpack_from(frame.payload)
+            self.on_cancel(index, frame.call_id, wish)
         elif frame.kind == wire.STACKS:
             self.outbox.send(wire.STACKS, 0, stacks.of_threads().encode("utf-8", "replace"))
         elif frame.kind == wire.RELEASE:

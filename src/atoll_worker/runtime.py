@@ -194,9 +194,13 @@ class Runtime:
         for channel in context.channels:
             channel.is_fork = True
 
-    def _cancel(self, index: int, call_id: int, cooperative: bool) -> None:
-        if index < len(context.channels):
-            context.channels[index].cancel(call_id, cooperative)
+    def _cancel(self, index: int, call_id: int, wish: int) -> None:
+        if index >= len(context.channels):
+            return
+        if wish == wire.WITHDRAW:
+            context.channels[index].withdraw_cancel(call_id)
+        else:
+            context.channels[index].cancel(call_id, cooperative=wish == wire.TELL)
 
     def _release(self, number: int, received: int) -> None:
         """The host needs a lent object no more. Its destructor is user code: not for the control thread."""

@@ -94,8 +94,11 @@ MAX_DEPTH = 250  # of nested calls
 
 # Payload of PING: the level from which on the host's logger lets records of this worker through.
 PING_PAYLOAD = Struct("<i")
-# Payload of CANCEL: index of the data connection, and 1 to interrupt also what asks for cancellation by itself.
+# Payload of CANCEL: index of the data connection, and what is asked for.
 CANCEL_PAYLOAD = Struct("<IB")
+TELL = 0  # say so to code that asks
+FORCE = 1  # interrupt also what does not ask
+WITHDRAW = 2  # the call has ended; what was asked for is not meant for the next one, which may have the same id
 # Payload of RELEASE: pairs of the number of a lent object and how often it was received.
 RELEASED = Struct("<QQ")
 

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import atoll
+from atoll.pool.channel import Channel
 from atoll.pool.escalation import Escalation
+from atoll.pool.worker import Worker
 from client.rungs import UNHURRIED, ends_at, not_before
 from conditions import WITHIN, end, start_python, until, until_gone
 
@@ -125,6 +127,11 @@ def polite(begun):
 def impolite(begun):
     open(begun, "w").close()
     time.sleep(60)
+
+@expose
+def lasts(until):
+    while not os.path.exists(until):
+        time.sleep(0.002)
 
 @expose
 def taken():
@@ -248,6 +255,39 @@ def test_only_the_call_within_is_told(polite: atoll.Service, begun: Path, monkey
     assert polite.apply(callback) == (False, False)
     assert rungs == ["cooperative", "cooperative", "exception"]
     assert polite.taken() == ["told", "told"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["told", "interrupted"])
+def test_what_is_said_too_late_is_not_for_the_next_call_within(
+    polite: atoll.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """That a call is to end goes another way than calls do, and those of the same depth have the same id."""
+    cancel, wanted = Worker.cancel, []
+
+    def late_cancel(worker: Worker, channel: Channel, call_id: int, force: bool) -> None:
+        if force is late:
+            until_it.touch()
+            until(lambda: channel.connection.conversation.call_id < call_id)
+            wanted.append(call_id)
+        cancel(worker, channel, call_id, force)
+
+    monkeypatch.setattr(Worker, "cancel", late_cancel)
+    found = []
+
+    def callback() -> None:
+        with pytest.raises(atoll.CallTimeout):
+            polite.lasts.options(timeout=0.05)(str(until_it))
+        found.append(polite.now())
+        until_it.unlink()
+        with pytest.raises(atoll.CallTimeout):
+            polite.lasts.options(timeout=0.05)(str(until_it))
+        found.append(polite.now())
+
+    until_it = tmp_path / "until"
+    assert polite.apply(callback) == (False, False)
+    assert found == [False, False]
+    assert len(wanted) == 2
+    assert len(set(wanted)) == 1
 
 
 @pytest.mark.usefixtures("unhurried")

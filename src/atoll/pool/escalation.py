@@ -56,6 +56,7 @@ class Escalation:
         self._channel = channel
         self._call_id = call_id
         self._why = why
+        self._was_told = False
         self._hurried = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atoll-escalation", daemon=True)
         self._thread.start()
@@ -64,6 +65,8 @@ class Escalation:
         """The call has ended, or the worker has."""
         self._hurried.set()
         self._thread.join(10.0)
+        if self._was_told and self._call_id > CALL_NUMBER:  # else its id is its own
+            self._channel.worker.withdraw_cancel(self._channel, self._call_id)
 
     def hurry(self) -> None:
         """Take the last rung now."""
@@ -91,6 +94,7 @@ class Escalation:
         while not self._has_begun():
             if self._hurried.wait(0.001):
                 return
+        self._was_told = True
         if worker.cooperative:
             worker.cancel(self._channel, self._call_id, force=False)
             if self._hurried.wait(_COOPERATION):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -50,12 +51,18 @@ logger = logging.getLogger("atoll.pool")
 _END_GRACE = 1.0
 # Seconds for the end of a process to be seen that has ended, or was killed: the warden may get no processor.
 _SEEN = 10.0
+# Seconds for a worker to hear what has to be heard before its next call, and between two looks whether it lives.
+_HEARD = 5.0
+_LOOK_AGAIN = 0.1
 # Seconds a worker gets to say where it is stuck.
 _STACKS_GRACE = 1.0
 # Seconds a worker that is not stuck gets to say where its threads are.
 _ANSWER_GRACE = 0.3
 # Seconds for each tool that reads native stacks.
 _NATIVE_GRACE = 1.0
+
+# Of pings that somebody waits for.
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class Worker:
         self.ping_sent_at: float | None = None
         self.pong_at: float | None = None
         self._stacks_wanted: set[Event] = set()  # by everybody who waits for them
+        self._pongs_wanted: dict[int, Event] = {}  # by the number of the ping
         self._stacks = ""
         self._concurrency = concurrency
         self._phase = "start"
@@ -301,6 +309,9 @@ class Worker:
         if frame.kind == wire.PONG:
             self.pong_at = time.monotonic()
             self.ping_sent_at = None
+            told = self._pongs_wanted.get(frame.call_id)
+            if told is not None:
+                told.set()
         elif frame.kind == wire.PHASE:
             self._phase = bytes(frame.payload).decode("utf-8", "replace")
         elif frame.kind == wire.LOG:
@@ -333,7 +344,21 @@ class Worker:
 
     def cancel(self, channel: Channel, call_id: int, force: bool) -> None:
         """Ask for a call to end; with ``force``, have it interrupted."""
-        self._send(wire.CANCEL, call_id, wire.CANCEL_PAYLOAD.pack(channel.index, force))
+        self._send(wire.CANCEL, call_id, wire.CANCEL_PAYLOAD.pack(channel.index, wire.FORCE if force else wire.TELL))
+
+    def withdraw_cancel(self, channel: Channel, call_id: int) -> None:
+        """A call within another that was asked to end has ended, perhaps before the worker heard that. Returns once it
+        has forgotten it: the next call of the same depth has the same id, and goes another way."""
+        heard, number = Event(), next(_numbers)
+        self._pongs_wanted[number] = heard
+        try:
+            self._send(wire.CANCEL, call_id, wire.CANCEL_PAYLOAD.pack(channel.index, wire.WITHDRAW))
+            self._send(wire.PING, number)
+            until = time.monotonic() + _HEARD
+            while self.alive and time.monotonic() < until and not heard.wait(_LOOK_AGAIN):
+                pass
+        finally:
+            del self._pongs_wanted[number]
 
     def release(self, number: int, received: int) -> None:
         """Something it lent is not needed any more."""
