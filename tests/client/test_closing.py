@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import atoll
+from atoll.pool.supervisor import Supervisor
 from conditions import WITHIN, until, until_gone
 
 
@@ -39,6 +42,51 @@ def test_close_stops_the_worker_and_is_idempotent() -> None:
         asyncio.run(_await(f))
     with pytest.raises(atoll.ServiceClosed):
         f.options(timeout=1)()
+
+
+@pytest.mark.parametrize("how", ["call", "timeout", "aio", "submit", "map", "start"])
+def test_closed_in_the_moment_in_which_it_is_called(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread closes it after the call has asked whether it is closed, and before it waits for a worker."""
+
+    @atoll.function
+    def f(x: int = 0) -> int:
+        return x
+
+    look = Supervisor.refusal
+
+    def closed_meanwhile(supervisor: Supervisor) -> atoll.CircuitOpen | None:
+        refusal = look(supervisor)
+        f.close()
+        return refusal
+
+    monkeypatch.setattr(Supervisor, "refusal", closed_meanwhile)
+    calls: dict[str, Callable[[], object]] = {
+        "call": f,
+        "timeout": lambda: f.options(timeout=600)(1),
+        "aio": lambda: asyncio.run(_await(f)),
+        "submit": lambda: f.submit(1).result(WITHIN),
+        "map": lambda: list(f.map([1])),
+        "start": f.start,
+    }
+    with pytest.raises(atoll.ServiceClosed):
+        calls[how]()
+    assert not f._pool.supervisor.workers
+
+
+def test_closed_before_there_is_anybody_to_see_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    @atoll.function
+    def f() -> None: ...
+
+    make = Supervisor.__init__
+
+    def closed_meanwhile(supervisor: Supervisor, *arguments: Any, **options: Any) -> None:
+        f.close()
+        make(supervisor, *arguments, **options)
+
+    monkeypatch.setattr(Supervisor, "__init__", closed_meanwhile)
+    with pytest.raises(atoll.ServiceClosed):
+        f.start()
+    assert not f._pool.supervisor.workers
 
 
 async def _await(f: atoll.Function[[], int]) -> int:

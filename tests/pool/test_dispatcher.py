@@ -778,6 +778,34 @@ def test_nobody_can_be_called() -> None:
     assert all_free(dispatcher)
 
 
+def test_who_comes_once_it_is_closed_is_told_so() -> None:
+    """However long ago it asked whether it may come. Who needs a certain worker still gets it."""
+
+    class Closed(Exception):
+        pass
+
+    worker = Worker()
+    dispatcher = make(worker)
+    channel = dispatcher.take()
+    waiting, certain = Waiting(dispatcher), Waiting(dispatcher, worker=worker)
+    until(lambda: dispatcher.waiting == 2)
+    dispatcher.close(Closed)
+    assert isinstance(waiting.result(), Closed)
+    for again in (False, True):
+        with pytest.raises(Closed):
+            dispatcher.enter(time.monotonic(), None, again=again)
+    with pytest.raises(Closed):
+        asyncio.run(enter_async(dispatcher))
+    told: list[object] = []
+    place = dispatcher.reserve(told.append, None, 0)
+    assert told == [place]
+    with pytest.raises(Closed):
+        dispatcher.claim(place)
+    assert dispatcher.waiting == 1
+    dispatcher.give(channel)
+    assert certain.result() is channel
+
+
 def test_what_is_busy() -> None:
     worker, leaving = Worker("a", 2), Worker("b", 2)
     dispatcher = make(worker, leaving, concurrency=2)

@@ -111,6 +111,7 @@ class Dispatcher:
         # The same waiters as in `queue`, by the worker they need: who is next is found at once, however many wait.
         self._lines: dict[Worker | None, deque[_Waiter]] = {}
         self._tickets = itertools.count()
+        self._closed: Callable[[], BaseException] | None = None  # makes what those who come from now on are told
         # Reentrant: a signal handler may call the service while its thread is in here.
         self._lock = threading.RLock()
 
@@ -220,7 +221,7 @@ class Dispatcher:
 
         Raises:
             QueueIsFull, WaitedTooLong: as they say.
-            AtollError: no worker can be had; see ``fail_waiting``.
+            AtollError: no worker can be had; see ``fail_waiting`` and ``close``.
         """
         turn = threading.Lock()
         turn.acquire()
@@ -307,7 +308,8 @@ class Dispatcher:
         worker = waiter.worker
         with self._lock:
             waiter.ticket = -next(self._tickets) if again else next(self._tickets)
-            if worker is None and not again and self._is_full(starting):
+            closed = self._closed if worker is None else None
+            if worker is None and closed is None and not again and self._is_full(starting):
                 # There may be one all the same, if those who wait need other workers.
                 channel = None if None in self._lines else self._find(None)
                 if channel is None:
@@ -315,13 +317,17 @@ class Dispatcher:
                 channel.owner = waiter.owner
                 waiter.grant(channel)
                 return waiter
-            line = self._lines.setdefault(worker, deque())
-            if again:
-                self.queue.appendleft(waiter)
-                line.appendleft(waiter)
-            else:
-                self.queue.append(waiter)
-                line.append(waiter)
+            if closed is None:
+                line = self._lines.setdefault(worker, deque())
+                if again:
+                    self.queue.appendleft(waiter)
+                    line.appendleft(waiter)
+                else:
+                    self.queue.append(waiter)
+                    line.append(waiter)
+        if closed is not None:  # since it asked whether it may come
+            waiter.grant(closed())
+            return waiter
         if worker is not None and not worker.alive:
             self._fail_those_who(lambda one: one is waiter, worker.gone)
         self.pass_on()
@@ -409,6 +415,12 @@ class Dispatcher:
         return None
 
     # -- when there is nobody to call ------------------------------------------------------------------------
+
+    def close(self, error: Callable[[], BaseException]) -> None:
+        """Nobody waits for a worker any more: those who do are told so, and those who still come."""
+        with self._lock:
+            self._closed = error
+        self._fail_those_who(lambda waiter: waiter.worker is None, error)
 
     def fail_waiting(self, error: BaseException) -> None:
         """No worker can be had: those who wait are told so."""

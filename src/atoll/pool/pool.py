@@ -131,6 +131,8 @@ class Pool:
                         self._metrics,
                         _lending_maker(weakref.ref(self), self.service, self.settings.objects),
                     )
+            if self.closed:  # since it was asked whether it is; who closed it may have found no supervisor
+                supervisor.hang_up()
         return supervisor
 
     @property
@@ -636,10 +638,11 @@ class Pool:
 
     def hang_up(self) -> None:
         """Begin to close: no more calls are taken, and the workers are told to end. Does not wait."""
+        service = self.service
         self.closed = True
         _pools.discard(self)
         self._call_at_close()
-        self.dispatcher.fail_waiting(ServiceClosed(f"service {self.service!r} was closed"))
+        self.dispatcher.close(lambda: ServiceClosed(f"service {service!r} was closed"))
         if self._supervisor is not None:
             self._supervisor.hang_up()
 
