@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import atoll
+from atoll.processes import usage, warden
 from atoll.processes.stacks import python_stacks, short_stacks, stacks
 from client.rungs import ends_at, not_before
 from conditions import WITHIN, until
@@ -149,6 +150,34 @@ def test_children_of_a_worker_hold_nothing_of_it(write: Callable[[str, str], Pat
     with atoll.Service(write("family.py", text)) as service:
         assert "atoll-stacks" not in service.descriptors()
         assert any("atoll-stacks" in name for name in service.own())
+
+
+def test_a_worker_that_gets_no_processor_is_waited_for_and_not_looked_into(
+    service: atoll.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for by signal, a process of which threads run Python may crash; one that cannot run may be such a one."""
+    service.nothing()
+    (worker,) = service._pool.workers
+    monkeypatch.setattr("atoll.pool.worker._ANSWER_GRACE", 0.01)
+    monkeypatch.setattr("atoll.pool.worker._ANSWER_LATEST", WITHIN)
+    monkeypatch.setattr("atoll.pool.worker.wants_processor", lambda _: True)
+    had = usage(worker.process.python_pid)
+    monkeypatch.setattr("atoll.pool.worker.usage", lambda _: had)
+    monkeypatch.setattr("atoll.processes.stacks.python_stacks", lambda *_: pytest.fail("it was looked into"))
+    send = worker._send
+    monkeypatch.setattr(worker, "_send", lambda *what: threading.Timer(0.5, send, what).start())
+    assert "in _serve" in worker.stacks()
+    # Nor is it, where this process is too busy to hear it.
+    monkeypatch.setattr(worker, "_send", send)
+    monkeypatch.setattr("atoll.pool.worker.wants_processor", lambda _: False)
+    go = threading.Event()
+
+    def hang() -> None:
+        go.wait(WITHIN)
+
+    warden().post(hang)
+    threading.Timer(0.5, go.set).start()
+    assert "in _serve" in worker.stacks()
 
 
 def test_a_worker_that_answers_is_asked_by_several_and_never_looked_into(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.processes import Usage, tree_memory, tree_rss, usage
+from atoll.processes import Usage, tree_memory, tree_rss, usage, wants_processor
 from atoll.processes.tree import kill_tree
 from atoll.processes.usage import start_time
 from conditions import until
@@ -98,6 +98,17 @@ def test_a_sleeping_and_a_stopped_process_are_told_apart(run: Run) -> None:
     until(lambda: state() == "S")
     process.send_signal(19)
     until(lambda: state() == "T")
+
+
+def test_who_wants_a_processor(run: Run) -> None:
+    """Any of its threads, whether it gets one or not."""
+    idle = run("")
+    spin = "def spin():\n    while True: pass"
+    busy = run(f"import threading\n{spin}\nthreading.Thread(target=spin, daemon=True).start()")
+    until(lambda: not wants_processor(idle.pid))
+    until(lambda: wants_processor(busy.pid))
+    busy.kill()
+    until(lambda: not wants_processor(busy.pid))
 
 
 def test_of_a_process_that_is_gone_there_is_nothing() -> None:

@@ -34,6 +34,7 @@ from ..processes import (
     start_process,
     thread_variables,
     usage,
+    wants_processor,
     warden,
 )
 from .channel import Channel
@@ -56,8 +57,10 @@ _HEARD = 5.0
 _LOOK_AGAIN = 0.1
 # Seconds a worker gets to say where it is stuck.
 _STACKS_GRACE = 1.0
-# Seconds a worker that is not stuck gets to say where its threads are.
+# Seconds a worker that is not stuck gets to say where its threads are; of its own processor time, where it gets little,
+# but no more than so many seconds besides.
 _ANSWER_GRACE = 0.3
+_ANSWER_LATEST = 3.0
 # Seconds for each tool that reads native stacks.
 _NATIVE_GRACE = 1.0
 
@@ -294,7 +297,7 @@ class Worker:
         return bool(data)
 
     def drain(self) -> None:
-        """Take in what a worker that has ended still said."""
+        """Take in what a worker has said until now, or said last."""
         while self._hear() and self._more_to_hear():
             pass
 
@@ -396,14 +399,32 @@ class Worker:
             return ""
         told = Event()
         self._stacks_wanted.add(told)
+        before = usage(self.process.python_pid)
         try:
             self._send(wire.STACKS, 0)
-            if told.wait(_ANSWER_GRACE):
+            if told.wait(_ANSWER_GRACE) or self._tells_later(told, 0.0 if before is None else before.cpu):
                 return for_message(self._stacks)
         finally:
             self._stacks_wanted.discard(told)
         # Its interpreter lock is held: asked for in this way, a process of which threads run Python may crash.
         return for_message(python_stacks(self.process.python_pid, _STACKS_GRACE))
+
+    def _tells_later(self, told: Event, cpu: float) -> bool:
+        """Whether it tells where it is after all: on a busy machine it, or who hears it here, may get no processor.
+
+        Args:
+            cpu: seconds of processor time that it had used when it was asked.
+        """
+        assert self.process is not None
+        pid = self.process.python_pid
+        warden().run(self.drain)
+        until = time.monotonic() + _ANSWER_LATEST
+        while not told.is_set() and time.monotonic() < until and wants_processor(pid):
+            now = usage(pid)
+            if now is None or now.cpu - cpu >= _ANSWER_GRACE:
+                break
+            told.wait(0.02)
+        return told.is_set()
 
     def native_stacks(self) -> str:
         """The native stacks of the worker's threads, for a message; empty if they cannot be had."""

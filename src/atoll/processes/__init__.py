@@ -13,7 +13,7 @@ from .process import WorkerProcess, start_process
 from .processors import Mover
 from .sandbox import SandboxPolicy, is_broad, sandbox_environ
 from .tree import Strays
-from .usage import Usage, tree_memory, tree_rss, usage
+from .usage import Usage, tree_memory, tree_rss, usage, wants_processor
 from .warden import warden
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "tree_memory",
     "tree_rss",
     "usage",
+    "wants_processor",
     "warden",
 ]

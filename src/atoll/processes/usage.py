@@ -66,6 +66,15 @@ def usage(pid: int, *, shared: bool = False, private: bool = False) -> Usage | N
     )
 
 
+def wants_processor(pid: int) -> bool:
+    """Whether any thread of a process runs, or would if it got a processor."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False
+    return any(fields is not None and fields[0] == "R" for fields in (_stat(f"{pid}/task/{one}") for one in threads))
+
+
 def tree_rss(pid: int) -> int:
     """Resident memory, in bytes, of a process and all its descendants. What they share counts for each of them."""
     found = (_stat(one) for one in (pid, *descendants(pid)))
@@ -117,8 +126,8 @@ def start_time(pid: int) -> int | None:
     return None if fields is None else int(fields[19])
 
 
-def _stat(pid: int) -> list[str] | None:
-    """The fields of ``/proc/PID/stat`` from the third on, which is the state letter."""
+def _stat(pid: int | str) -> list[str] | None:
+    """The fields of ``/proc/PID/stat`` from the third on, the state letter; of a thread, for ``PID/task/TID``."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name of the program, in parentheses, may hold anything.
