@@ -87,6 +87,21 @@ def test_the_warden_survives_a_timer_that_raises(caplog: pytest.LogCaptureFixtur
     assert warden().run(lambda: 1) == 1
 
 
+def test_the_warden_does_not_forget_what_follows_a_command_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+
+    def post_both() -> None:
+        for command in (fail, done.set):
+            warden()._commands.append(command)  # as if what woke it for them had been read already
+
+    def fail() -> None:
+        raise LookupError("in a command")
+
+    with caplog.at_level(logging.CRITICAL, "atoll.processes"):
+        warden().post(post_both)
+        assert done.wait(60)
+
+
 def test_timers_run_in_the_order_of_their_times() -> None:
     order: list[int] = []
 

@@ -190,6 +190,8 @@ class Warden:
                 process.reap()
 
     def _patience_ms(self) -> int | None:
+        if self._commands:
+            return 0  # what woke it for these may have been read already, before one of them raised
         waits = []
         if self._timers:
             waits.append(self._timers[0][0] - time.monotonic())
