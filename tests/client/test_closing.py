@@ -14,6 +14,7 @@ import pytest
 
 import atoll
 from atoll.pool.supervisor import Supervisor
+from atoll.processes import warden
 from conditions import WITHIN, until, until_gone
 
 
@@ -44,8 +45,9 @@ def test_close_stops_the_worker_and_is_idempotent() -> None:
         f.options(timeout=1)()
 
 
+@pytest.mark.parametrize("order", ["closed after", "closed before"])
 @pytest.mark.parametrize("how", ["call", "timeout", "aio", "submit", "map", "start"])
-def test_closed_in_the_moment_in_which_it_is_called(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_in_the_moment_in_which_it_is_called(how: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread closes it after the call has asked whether it is closed, and before it waits for a worker."""
 
     @atoll.function
@@ -57,7 +59,8 @@ def test_closed_in_the_moment_in_which_it_is_called(how: str, monkeypatch: pytes
     def closed_meanwhile(supervisor: Supervisor) -> atoll.CircuitOpen | None:
         refusal = look(supervisor)
         f.close()
-        return refusal
+        warden().run(lambda: None)  # who decides over its workers knows it, too
+        return refusal if order == "closed after" else look(supervisor)
 
     monkeypatch.setattr(Supervisor, "refusal", closed_meanwhile)
     calls: dict[str, Callable[[], object]] = {

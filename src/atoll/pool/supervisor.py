@@ -135,11 +135,12 @@ class Supervisor:
             self._post(Supervisor._hear_wanted)
 
     def refusal(self) -> CircuitOpen | None:
-        """What a caller that finds no worker is to be told at once; None if it may wait."""
+        """What a caller that finds no worker is to be told at once; None if it may wait, or is told otherwise that the
+        pool is closed."""
         if self._dispatcher.serving_since is not None:
             return None
         refusal = self._policy.refusal(time.monotonic())
-        if refusal is None:
+        if refusal is None or self._closing.is_set():
             return None
         return CircuitOpen(self._service, refusal.reason, refusal.retry_in)
 
