@@ -363,13 +363,8 @@ def test_a_thread_that_comes_later(serve: Callable[..., Any], write: Write, hear
 
 def test_imports_that_never_end(serve: Callable[..., Any], write: Write, heard: Heard) -> None:
     write("unfit.py", "import threading\nthreading.Event().wait()\n")
-    service = serve("unfit", start_timeout=5)
-    try:
-        parent = service.parent()
-    except atoll.WorkerStartError:  # a busy machine: what was left was not enough for any start
-        service.close()
-        parent = serve("unfit", start_timeout=60).parent()
-    assert parent == os.getpid()
+    service = serve("unfit", start_timeout=20)  # half of it is waited for the imports; the rest is for a plain start
+    assert service.parent() == os.getpid()
     assert "importing took too long" in heard.about_forks()[0]
 
 
